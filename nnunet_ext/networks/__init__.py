@@ -1,0 +1,5 @@
+"""Networks and layers: plain nn.Modules, tensors in, tensors out, usable without nnU-Net."""
+
+from nnunet_ext.networks.catenorm import CateNorm, CateNormUNet
+
+__all__ = ["CateNorm", "CateNormUNet"]

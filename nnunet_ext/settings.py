@@ -1,0 +1,133 @@
+"""Hyper-parameters: typed, validated, read from a configuration of the plans.
+
+A configuration in an nnU-Net plans file may hold a key ``nnunet_ext``::
+
+    "3d_fullres_quick": {
+        "inherits_from": "3d_fullres",
+        "nnunet_ext": {"num_epochs": 250, "catenorm": {"reduction": 4}}
+    }
+
+The settings of training itself (:class:`TrainingSettings`) stand at its top level, the
+settings of a method under the method's name. Whatever is not named keeps its default.
+"""
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from nnunet_ext.errors import SettingsError
+
+PLANS_KEY = "nnunet_ext"
+"""Key of a plans configuration under which the settings stand."""
+
+METHODS = ("catenorm",)
+"""Names under which a configuration may hold the settings of a method."""
+
+STRICT = ConfigDict(extra="forbid", strict=True)
+"""Settings refuse unknown keys and do not convert types."""
+
+S = TypeVar("S")
+
+
+@dataclass(frozen=True, config=STRICT)
+class TrainingSettings:
+    """Settings that every trainer understands; ``None`` keeps nnU-Net's own value."""
+
+    num_epochs: Annotated[
+        int | None, Field(ge=1, description="epochs (a suffix like _250epochs wins)")
+    ] = None
+    num_iterations_per_epoch: Annotated[
+        int | None, Field(ge=1, description="training batches per epoch")
+    ] = None
+    num_val_iterations_per_epoch: Annotated[
+        int | None, Field(ge=1, description="validation batches per epoch")
+    ] = None
+    save_every: Annotated[
+        int | None, Field(ge=1, description="epochs between two latest checkpoints")
+    ] = None
+    optimizer: Annotated[
+        Literal["sgd", "adam"], Field(description="sgd is nnU-Net's, with Nesterov momentum 0.99")
+    ] = "sgd"
+    initial_lr: Annotated[
+        float | None, Field(gt=0, description="learning rate; default 1e-2 (sgd), 1e-3 (adam)")
+    ] = None
+    seed: Annotated[
+        int | None,
+        Field(ge=0, lt=2**31, description="makes runs repeatable with nnUNet_n_proc_DA=0"),
+    ] = None
+    progress_bar: Annotated[
+        bool, Field(description="bar inside the epoch; never when not on a terminal")
+    ] = True
+
+
+def read_training_settings(
+    configuration: Mapping[str, Any], where: str = PLANS_KEY
+) -> TrainingSettings:
+    """Read what a plans configuration says about training itself.
+
+    Args:
+        configuration: A configuration of the plans, inheritance already resolved.
+        where: How error messages name the place, e.g. ``'"3d_fullres" in CateNormPlans'``.
+
+    Raises:
+        SettingsError: If the block names something that is neither a training setting nor
+            a method, or a value has the wrong type or is out of range.
+    """
+    block = _block(configuration, PLANS_KEY, where)
+    known = [field.name for field in dataclasses.fields(TrainingSettings)]
+    unknown = [key for key in block if key not in known and key not in METHODS]
+    if unknown:
+        raise SettingsError(_unknown_key(where, unknown[0], [*known, *METHODS]))
+    return _validate(TrainingSettings, {k: block[k] for k in block if k in known}, where)
+
+
+def read_method_settings(
+    configuration: Mapping[str, Any], method: str, settings_class: type[S], where: str = PLANS_KEY
+) -> S:
+    """Read the settings of one method from a plans configuration.
+
+    Args:
+        configuration: A configuration of the plans, inheritance already resolved.
+        method: Name of the method, one of :data:`METHODS`.
+        settings_class: The method's settings dataclass.
+        where: How error messages name the place.
+
+    Raises:
+        SettingsError: If a key is unknown, or a value has the wrong type or is out of range.
+    """
+    block = _block(_block(configuration, PLANS_KEY, where), method, where)
+    return _validate(settings_class, block, f"{where}, {method}")
+
+
+def _block(parent: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
+    block = parent.get(key, {})
+    if not isinstance(block, Mapping):
+        raise SettingsError(f'{where}: "{key}" must be an object of settings, got {block!r}.')
+    return block
+
+
+def _validate(settings_class: type[S], block: Mapping[str, Any], where: str) -> S:
+    try:
+        # through JSON, so that strict validation accepts a list where a tuple is declared
+        return TypeAdapter(settings_class).validate_json(json.dumps(block))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "unexpected_keyword_argument":
+            allowed = [field.name for field in dataclasses.fields(settings_class)]  # type: ignore[arg-type]
+            raise SettingsError(_unknown_key(where, key, allowed)) from None
+        raise SettingsError(
+            f'{where}: "{key}" is {json.dumps(first["input"])}. {first["msg"]}.'
+        ) from None
+
+
+def _unknown_key(where: str, key: str, allowed: Iterable[str]) -> str:
+    allowed = sorted(allowed)
+    close = difflib.get_close_matches(key, allowed, n=1)
+    hint = f' Did you mean "{close[0]}"?' if close else ""
+    return f'{where}: unknown setting "{key}".{hint} Allowed: {", ".join(allowed)}.'

@@ -1,0 +1,372 @@
+"""What every recipe shares: one optimisation step, auxiliary networks, settings, logging."""
+
+import io
+import random
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, TypeAlias
+
+import numpy as np
+import torch
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch._dynamo import OptimizedModule
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from tqdm import tqdm
+
+from nnunet_ext import __version__
+from nnunet_ext.errors import NonFiniteLossError
+from nnunet_ext.settings import TrainingSettings, read_method_settings, read_training_settings
+from nnunet_ext.trainers import checkpoint as checkpoints
+from nnunet_ext.trainers.history import History
+
+Losses: TypeAlias = dict[str, Tensor]
+"""Named scalar parts of a loss; their sum is optimised."""
+
+GRADIENT_NORM = 12
+"""nnU-Net clips gradients to this norm."""
+ADAM_LR = 1e-3
+SEED_STRIDE = 100_003
+"""Prime, so that seeds of different runs do not meet in neighbouring epochs."""
+
+
+@dataclass
+class Update:
+    """One optimisation step out of possibly several per batch.
+
+    Attributes:
+        losses: Named scalar parts, already weighted.
+        optimizer: Who steps; None is the trainer's own, over network and auxiliary networks.
+            Other optimisers work without the gradient scaler of mixed precision, so their
+            losses must be computed in float32.
+    """
+
+    losses: Losses
+    optimizer: Optimizer | None = None
+
+
+class ExtensionTrainer(nnUNetTrainer):
+    """Stock nnU-Net whose settings come from the plans; the base of all recipes here.
+
+    A recipe overrides :meth:`compute_losses`, and where it needs to
+    :meth:`build_auxiliary` and :meth:`build_network_architecture`. The constructor keeps
+    nnU-Net's signature, because nnU-Net stores it by introspection.
+
+    Raises:
+        SettingsError: At construction, before anything is written, if the configuration
+            holds settings that are unknown or out of range.
+    """
+
+    purpose: ClassVar[str] = "stock nnU-Net with settings from the plans; a fair baseline"
+    paper: ClassVar[str] = "Isensee et al., Nature Methods 18 (2021) 203-211"
+    relative_cost: ClassVar[str] = "as stock nnU-Net"
+    method_settings: ClassVar[dict[str, type]] = {}
+    """Method -> settings class that this class adds to those of its bases."""
+    epochs_from_name: ClassVar[int | None] = None
+    """Set by names such as CateNormTrainer_250epochs."""
+    leaves_parameters_unused: ClassVar[bool] = False
+    """Whether some update leaves parameters of the network without gradient."""
+
+    network: Any
+    num_epochs: int
+
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),  # noqa: B008  (nnU-Net's own signature)
+    ) -> None:
+        where = f'"{configuration}" in {plans["plans_name"]}'
+        resolved = PlansManager(plans).get_configuration(configuration).configuration
+        self.training_settings: TrainingSettings = read_training_settings(resolved, where)
+        self.settings: dict[str, Any] = {
+            method: read_method_settings(resolved, method, settings_class, where)
+            for method, settings_class in self.collected_method_settings().items()
+        }
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self._apply_training_settings()
+        self.auxiliary = nn.ModuleDict()
+        self.auxiliary_optimizers: dict[str, Optimizer] = {}
+        self.history = History()
+        self._figures: dict[str, float] = {}
+        self._bar: Any = None
+
+    @classmethod
+    def collected_method_settings(cls) -> dict[str, type]:
+        """Method -> settings class, over all classes that this trainer is mixed from."""
+        collected: dict[str, type] = {}
+        for base in reversed(cls.__mro__):
+            collected |= vars(base).get("method_settings", {})
+        return collected
+
+    def _apply_training_settings(self) -> None:
+        settings = self.training_settings
+        self.num_epochs = self.epochs_from_name or settings.num_epochs or self.num_epochs
+        for name in ("num_iterations_per_epoch", "num_val_iterations_per_epoch", "save_every"):
+            setattr(self, name, getattr(settings, name) or getattr(self, name))
+        if settings.optimizer == "adam":
+            self.initial_lr = ADAM_LR
+        self.initial_lr = settings.initial_lr or self.initial_lr
+
+    # ------------------------------------------------------------------ what a recipe overrides
+
+    def compute_losses(
+        self, data: Tensor, target: Any, keys: list[str]
+    ) -> Losses | Iterator[Losses | Update]:
+        """Compute the loss of one batch, inside autocast.
+
+        Args:
+            data: Images (B, C, *S) on the device.
+            target: Labels on the device, a list over scales with deep supervision.
+            keys: Case identifiers of the batch.
+
+        Returns:
+            Named parts to be summed and optimised. A recipe with several updates per batch
+            is a generator that yields one such dict, or an :class:`Update`, for each; it
+            runs on after the step has been taken.
+        """
+        return {"segmentation": self.loss(self.network(data), target)}
+
+    def build_auxiliary(self) -> dict[str, nn.Module]:
+        """Build networks that serve training only; ``self.network`` exists already."""
+        return {}
+
+    def build_auxiliary_optimizers(self) -> dict[str, Optimizer]:
+        """Build optimisers of their own for auxiliary networks that must not share one."""
+        return {}
+
+    # ------------------------------------------------------------------------------ life cycle
+
+    def initialize(self) -> None:
+        self._seed(0)
+        super().initialize()
+        if self.is_ddp:
+            self._wrap_for_ddp()
+        if self._do_i_compile():
+            for module in self.auxiliary.values():
+                module.compile()
+
+    def configure_optimizers(self) -> tuple[Optimizer, PolyLRScheduler]:
+        self.auxiliary = nn.ModuleDict(self.build_auxiliary()).to(self.device)
+        self.auxiliary_optimizers = self.build_auxiliary_optimizers()
+        optimizer, scheduler = super().configure_optimizers()
+        if self.training_settings.optimizer == "adam":
+            optimizer = torch.optim.Adam(
+                self.network.parameters(), self.initial_lr, weight_decay=self.weight_decay
+            )
+            scheduler = PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
+        served = {
+            parameter
+            for other in self.auxiliary_optimizers.values()
+            for parameter in _parameters_of(other)
+        }
+        shared = [p for p in self.auxiliary.parameters() if p not in served]
+        if shared:
+            optimizer.add_param_group({"params": shared})
+        return optimizer, scheduler
+
+    def _wrap_for_ddp(self) -> None:
+        if self.leaves_parameters_unused:
+            # stock nnU-Net has no way to ask for this, so its wrapper is replaced
+            self.network = DistributedDataParallel(
+                unwrap(self.network, keep_compiled=True),
+                device_ids=[self.local_rank],
+                find_unused_parameters=True,
+            )
+        for name, module in self.auxiliary.items():
+            module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+            self.auxiliary[name] = DistributedDataParallel(module, device_ids=[self.local_rank])
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        self.print_to_log_file(
+            "\nThese are the nnunet_ext settings of this training:\n",
+            {**asdict(self.training_settings), **self._settings_as_dicts()},
+            "\n",
+            add_timestamp=False,
+        )
+
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        self.auxiliary.train()
+        # per epoch, so that a continued training repeats what an uninterrupted one does
+        self._seed(self.current_epoch + 1)
+        if self.training_settings.progress_bar and self.local_rank == 0 and sys.stderr.isatty():
+            self._bar = tqdm(total=self.num_iterations_per_epoch, leave=False, unit="batch")
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        data = batch["data"].to(self.device, non_blocking=True)
+        target = self._to_device(batch["target"])
+        keys = [str(key) for key in batch["keys"]]
+
+        updates = _as_updates(self.compute_losses(data, target, keys))
+        parts: Losses = {}
+        while True:
+            self._zero_gradients()
+            with self.autocast():
+                update = next(updates, None)
+            if update is None:
+                break
+            total = self._optimise(update)
+            if update.optimizer is None:
+                network_loss = total
+            parts |= {name: part.detach().float() for name, part in update.losses.items()}
+
+        # one transfer for all parts, as stock nnU-Net does one for its loss
+        names = list(parts)
+        values = torch.stack([network_loss, *parts.values()]).cpu().numpy()
+        figures = dict(zip(names, values[1:].tolist(), strict=True))
+        self._refuse_non_finite(figures, keys)
+        if self._bar is not None:
+            self._bar.update()
+        return {"loss": values[0], "parts": figures}
+
+    def _optimise(self, update: Update) -> Tensor:
+        total = torch.stack([part.float() for part in update.losses.values()]).sum()
+        optimizer = update.optimizer or self.optimizer
+        scaler = self.grad_scaler if update.optimizer is None else None
+        if scaler is None:
+            total.backward()
+            nn.utils.clip_grad_norm_(_parameters_of(optimizer), GRADIENT_NORM)
+            optimizer.step()
+        else:
+            scaler.scale(total).backward()
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(_parameters_of(optimizer), GRADIENT_NORM)
+            scaler.step(optimizer)
+            scaler.update()
+        return total.detach()
+
+    def _refuse_non_finite(self, figures: Mapping[str, float], keys: list[str]) -> None:
+        broken = [name for name, value in figures.items() if not np.isfinite(value)]
+        if broken:
+            raise NonFiniteLossError(
+                f'The loss part "{broken[0]}" became {figures[broken[0]]} in epoch '
+                f"{self.current_epoch}, cases {', '.join(keys)}. The last checkpoint is untouched. "
+                "Look at these images (infinite or missing voxels?), or lower initial_lr in the "
+                "plans, then continue with --c."
+            )
+
+    def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+        parts = [output.pop("parts") for output in train_outputs]
+        super().on_train_epoch_end(train_outputs)
+        parts = [part for rank in self.gather(parts) for part in rank]
+        for name in dict.fromkeys(name for part in parts for name in part):
+            self.record(name, float(np.mean([part[name] for part in parts if name in part])))
+
+    def record(self, name: str, value: float) -> None:
+        """Put a figure of this epoch into ``losses.csv``, its plot, the log and W&B."""
+        self._figures[name] = value
+
+    def on_epoch_end(self) -> None:
+        self.print_to_log_file(*(f"{name} {value:.4f} " for name, value in self._figures.items()))
+        self.history.add(self.current_epoch, self._figures)
+        for logger in self.logger.loggers:
+            for name, value in self._figures.items():
+                logger.log(f"nnunet_ext/{name}", value, self.current_epoch)
+        self._figures = {}
+        super().on_epoch_end()
+        if self.local_rank == 0:
+            self.history.write_csv(Path(self.output_folder, "losses.csv"))
+            self.history.plot(Path(self.output_folder, "losses.png"))
+
+    # ----------------------------------------------------------------------------- checkpoints
+
+    def save_checkpoint(self, filename: str) -> None:
+        buffer = io.BytesIO()
+        super().save_checkpoint(buffer)  # nnU-Net decides what is saved, and whether
+        if buffer.tell():
+            buffer.seek(0)
+            checkpoint = torch.load(buffer, map_location="cpu", weights_only=False)
+            checkpoint[checkpoints.EXTENSION_KEY] = self._extension_state()
+            checkpoints.write(checkpoint, filename)
+
+    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
+        state = checkpoints.read(filename_or_checkpoint).get(checkpoints.EXTENSION_KEY)
+        if state is not None:
+            checkpoints.refuse_other_settings(
+                state["settings"], self._settings_as_dicts(), filename_or_checkpoint
+            )
+        super().load_checkpoint(filename_or_checkpoint)
+        if state is not None:
+            self.history.rows = state["history"]
+            for name, weights in state["auxiliary"].items():
+                unwrap(self.auxiliary[name]).load_state_dict(weights)
+            for name, optimizer_state in state["optimizers"].items():
+                self.auxiliary_optimizers[name].load_state_dict(optimizer_state)
+
+    def _extension_state(self) -> dict[str, Any]:
+        return {
+            "version": __version__,
+            "training_settings": asdict(self.training_settings),
+            "settings": self._settings_as_dicts(),
+            "history": self.history.rows,
+            "auxiliary": {n: unwrap(m).state_dict() for n, m in self.auxiliary.items()},
+            "optimizers": {n: o.state_dict() for n, o in self.auxiliary_optimizers.items()},
+        }
+
+    def _settings_as_dicts(self) -> dict[str, dict[str, Any]]:
+        return {method: asdict(settings) for method, settings in self.settings.items()}
+
+    # --------------------------------------------------------------------------------- helpers
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Mixed precision on CUDA, nothing elsewhere, as in stock nnU-Net."""
+        if self.device.type == "cuda":
+            return torch.autocast(self.device.type, enabled=True)
+        return nullcontext()
+
+    def gather(self, value: Any) -> list[Any]:
+        """Collect a picklable value from all DDP ranks; a list of one without DDP."""
+        if not self.is_ddp:
+            return [value]
+        values = [None] * dist.get_world_size()
+        dist.all_gather_object(values, value)
+        return values
+
+    def _to_device(self, target: Any) -> Any:
+        if isinstance(target, list):
+            return [scale.to(self.device, non_blocking=True) for scale in target]
+        return target.to(self.device, non_blocking=True)
+
+    def _zero_gradients(self) -> None:
+        for optimizer in (self.optimizer, *self.auxiliary_optimizers.values()):
+            optimizer.zero_grad(set_to_none=True)
+
+    def _seed(self, offset: int) -> None:
+        if self.training_settings.seed is not None:
+            seed = self.training_settings.seed * SEED_STRIDE + offset * 1_000 + self.local_rank
+            seed %= 2**32
+            random.seed(seed)
+            np.random.seed(seed)  # the global generator, because batchgenerators draws from it
+            torch.manual_seed(seed)
+
+
+def unwrap(module: nn.Module, *, keep_compiled: bool = False) -> nn.Module:
+    """Take the DDP and torch.compile wrappers off a network."""
+    if isinstance(module, DistributedDataParallel):
+        module = module.module
+    if isinstance(module, OptimizedModule) and not keep_compiled:
+        module = module._orig_mod
+    return module
+
+
+def _parameters_of(optimizer: Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _as_updates(losses: Losses | Iterator[Losses | Update]) -> Iterator[Update]:
+    for update in [losses] if isinstance(losses, dict) else losses:
+        yield update if isinstance(update, Update) else Update(update)

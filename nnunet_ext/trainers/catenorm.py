@@ -1,0 +1,225 @@
+"""CateNorm: train a U-Net whose second look at an image is normalised by its first.
+
+Paper: arXiv 2103.15858; see :mod:`nnunet_ext.networks.catenorm` for what is certain.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pydoc import locate
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+from dynamic_network_architectures.building_blocks.helper import (
+    get_matching_batchnorm,
+    get_matching_instancenorm,
+)
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+
+from nnunet_ext.networks import CateNormUNet
+from nnunet_ext.networks.catenorm import Logits
+from nnunet_ext.settings import STRICT, read_method_settings
+from nnunet_ext.trainers.base import ExtensionTrainer, Losses, unwrap
+
+FIRST_PASS = "first_pass"
+SECOND_PASS = "second_pass"
+
+
+@dataclass(frozen=True, config=STRICT)
+class CateNormSettings:
+    """Settings of CateNorm. Defaults follow the authors' implementation."""
+
+    encoder_stages: Annotated[
+        tuple[int, ...] | None,
+        Field(description="encoder stages to modify, 0 is full resolution; default the first 4"),
+    ] = None
+    decoder_stages: Annotated[
+        tuple[int, ...], Field(description="decoder stages to modify, 0 is full resolution")
+    ] = ()
+    reduction: Annotated[
+        int, Field(ge=1, description="channels over hidden channels of the modulation")
+    ] = 2
+    follow_stage_kernel: Annotated[
+        bool, Field(description="kernel sizes of the stage instead of 3 along all axes")
+    ] = False
+    norm: Annotated[
+        Literal["plan", "batch", "instance"],
+        Field(description="normalisation of the whole network; the paper argues for batch"),
+    ] = "plan"
+    updates: Annotated[
+        Literal["alternating", "joint"],
+        Field(description="two updates per batch (the authors') or one on the sum of losses"),
+    ] = "alternating"
+    plain_fraction: Annotated[
+        float, Field(ge=0, lt=1, description="share of epochs trained plainly at first")
+    ] = 0.5
+    initialisation: Annotated[
+        Literal["default", "inherit"],
+        Field(description="random, or the second pass starts as a copy of the first"),
+    ] = "default"
+    recompute: Annotated[
+        bool, Field(description="recompute modulations in the backward pass to save memory")
+    ] = True
+
+
+class CateNormTrainer(ExtensionTrainer):
+    """First plain epochs, then two passes over each batch, the second under the first's prior.
+
+    Deviations from the authors' implementation: nnU-Net's optimiser, schedule, loss and
+    gradient clipping (norm 12, both passes) instead of Adam 1e-3 with plateaus and values
+    clipped to 0.1 in pass 2 only; the optimiser runs on when the second pass is switched on.
+    """
+
+    purpose: ClassVar[str] = "background dominates normalisation, or several domains are pooled"
+    paper: ClassVar[str] = "Xiao et al., CateNorm, DART 2022, arXiv 2103.15858"
+    relative_cost: ClassVar[str] = "about 2.5x stock time per step in the second half"
+    method_settings: ClassVar[dict[str, type]] = {"catenorm": CateNormSettings}
+    leaves_parameters_unused: ClassVar[bool] = True
+
+    @classmethod
+    def build_network_architecture(
+        cls,
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        settings = read_method_settings(
+            configuration_manager.configuration, "catenorm", CateNormSettings
+        )
+        unet = super().build_network_architecture(
+            plans_manager,
+            _with_norm(configuration_manager, settings.norm),
+            num_input_channels,
+            num_output_channels,
+            enable_deep_supervision,
+        )
+        return CateNormUNet(
+            unet,
+            num_output_channels,
+            encoder_stages=settings.encoder_stages,
+            decoder_stages=settings.decoder_stages,
+            reduction=settings.reduction,
+            follow_stage_kernel=settings.follow_stage_kernel,
+            recompute=settings.recompute,
+        )
+
+    @property
+    def catenorm(self) -> CateNormSettings:
+        """The settings in force."""
+        settings: CateNormSettings = self.settings["catenorm"]
+        return settings
+
+    @property
+    def plain_epochs(self) -> int:
+        """Epochs of plain training before the second pass is switched on."""
+        return int(self.catenorm.plain_fraction * self.num_epochs)
+
+    @property
+    def _unet(self) -> CateNormUNet:
+        network = unwrap(self.network)
+        assert isinstance(network, CateNormUNet)
+        return network
+
+    def initialize(self) -> None:
+        super().initialize()
+        self._unet.use_regions(self.label_manager.has_regions)
+
+    def on_train_epoch_start(self) -> None:
+        if self.current_epoch >= self.plain_epochs and not self._unet.active:
+            self._unet.activate(self.catenorm.initialisation)
+            self._best_ema = None  # of the plain phase; its network is not the one we train now
+            self.print_to_log_file("CateNorm: the second pass is switched on.")
+        super().on_train_epoch_start()
+
+    def compute_losses(self, data: Tensor, target: Any, keys: list[str]) -> Iterator[Losses]:
+        if not self._unet.active:
+            yield {FIRST_PASS: self.loss(self.network(data, mode="first"), target)}
+        elif self.catenorm.updates == "joint":
+            first, second = self.network(data, mode="both")
+            yield {FIRST_PASS: self.loss(first, target), SECOND_PASS: self.loss(second, target)}
+        else:
+            first = self.network(data, mode="first")
+            prior = self._unet.prior_from(first)  # from the logits before the first update
+            yield {FIRST_PASS: self.loss(first, target)}
+            del first
+            second = self.network(data, prior=prior, mode="second")
+            yield {SECOND_PASS: self.loss(second, target)}
+
+    def on_validation_epoch_start(self) -> None:
+        super().on_validation_epoch_start()
+        self._first_pass_scores: list[dict[str, Any]] = []
+
+    def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        if not self._unet.active:
+            scores: dict[str, Any] = super().validation_step(batch)
+            return scores
+        with self.autocast():
+            first, second = self.network(
+                batch["data"].to(self.device, non_blocking=True), mode="both"
+            )
+        with self._network_answering(first):
+            # nnU-Net edits targets in place where there is an ignore label
+            untouched = {**batch, "target": copy.deepcopy(batch["target"])}
+            self._first_pass_scores.append(super().validation_step(untouched))
+        with self._network_answering(second):
+            scores = super().validation_step(batch)
+        return scores
+
+    @contextmanager
+    def _network_answering(self, logits: Logits) -> Iterator[None]:
+        """Let nnU-Net score logits that are already there."""
+        network = self.network
+        self.network = _Answer(logits)
+        try:
+            yield
+        finally:
+            self.network = network
+
+    def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
+        super().on_validation_epoch_end(val_outputs)
+        if self._unet.active:
+            second_pass_dice = float(self.logger.get_value("mean_fg_dice", step=-1))
+            self.record("first_pass_dice", self._mean_dice(self._first_pass_scores))
+            self.record("second_pass_dice", second_pass_dice)
+            if self.current_epoch == self.plain_epochs:
+                # an average over both phases would favour the first epochs of this one
+                self.logger.get_value("ema_fg_dice", step=None)[-1] = second_pass_dice
+
+    def _mean_dice(self, scores: list[dict[str, Any]]) -> float:
+        """Mean foreground Dice over all voxels of these validation steps, as nnU-Net's."""
+        tp, fp, fn = (
+            np.sum(self.gather(sum(score[name] for score in scores)), axis=0)
+            for name in ("tp_hard", "fp_hard", "fn_hard")
+        )
+        with np.errstate(invalid="ignore"):  # a class that is nowhere counts as missing
+            return float(np.nanmean(2 * tp / (2 * tp + fp + fn)))
+
+
+class _Answer(nn.Module):
+    """A network that answers whatever it is asked with the same logits."""
+
+    def __init__(self, logits: Logits) -> None:
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, _data: Tensor) -> Logits:
+        return self.logits
+
+
+def _with_norm(
+    configuration_manager: ConfigurationManager, norm: Literal["plan", "batch", "instance"]
+) -> ConfigurationManager:
+    """Exchange the normalisation of the planned network."""
+    if norm == "plan":
+        return configuration_manager
+    configuration = copy.deepcopy(configuration_manager.configuration)
+    kwargs = configuration["architecture"]["arch_kwargs"]
+    matching = {"batch": get_matching_batchnorm, "instance": get_matching_instancenorm}[norm]
+    norm_class = matching(locate(kwargs["conv_op"]))
+    kwargs["norm_op"] = f"{norm_class.__module__}.{norm_class.__name__}"
+    return ConfigurationManager(configuration)

@@ -1,0 +1,70 @@
+"""Reading and writing checkpoint files without losing anything."""
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nnunet_ext.errors import CheckpointError
+
+EXTENSION_KEY = "nnunet_ext"
+"""Key of a checkpoint under which everything stands that stock nnU-Net does not know."""
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU.
+
+    Raises:
+        CheckpointError: If the file is truncated or no checkpoint at all.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=False)
+    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise CheckpointError(
+            f"Cannot read the checkpoint {path} ({Path(path).stat().st_size} bytes): {reason}. "
+            "It was probably cut off while being copied or written. Delete it or replace it by "
+            "a copy of another checkpoint of this fold (checkpoint_best.pth, "
+            "checkpoint_latest.pth), then continue with --c."
+        ) from error
+    if not isinstance(checkpoint, dict) or "network_weights" not in checkpoint:
+        raise CheckpointError(f"{path} is not a checkpoint of an nnU-Net trainer.")
+    return checkpoint
+
+
+def write(checkpoint: dict[str, Any], path: str | Path) -> None:
+    """Write a checkpoint; an interruption leaves the previous file as it was."""
+    partial = f"{path}.tmp"
+    torch.save(checkpoint, partial)
+    os.replace(partial, path)
+
+
+def refuse_other_settings(
+    stored: dict[str, dict[str, Any]], current: dict[str, dict[str, Any]], path: str | Path
+) -> None:
+    """Refuse to continue with method settings other than those of the checkpoint.
+
+    Args:
+        stored: Method -> settings, as written in the checkpoint.
+        current: Method -> settings in force.
+
+    Raises:
+        CheckpointError: Naming every setting that differs.
+    """
+    differences = [
+        f"{method}.{key} was {_get(stored, method, key)!r}, now {_get(current, method, key)!r}"
+        for method in sorted(stored.keys() | current.keys())
+        for key in sorted(stored.get(method, {}).keys() | current.get(method, {}).keys())
+        if _get(stored, method, key) != _get(current, method, key)
+    ]
+    if differences:
+        raise CheckpointError(
+            f"{path} was made with other settings: {'; '.join(differences)}. Restore them in the "
+            "plans, or train a configuration of another name (nnunet-ext configure)."
+        )
+
+
+def _get(settings: dict[str, dict[str, Any]], method: str, key: str) -> Any:
+    return settings.get(method, {}).get(key, "not set")

@@ -1,0 +1,64 @@
+"""The record of a training: every part of the loss and every extra figure, per epoch."""
+
+import csv
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from matplotlib import style
+from matplotlib.figure import Figure
+
+EPOCH = "epoch"
+
+
+class History:
+    """One row of named figures per epoch, written as ``losses.csv`` and ``losses.png``.
+
+    nnU-Net's own logger accepts a fixed list of names only, so ours stand beside it.
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+
+    def add(self, epoch: int, figures: Mapping[str, float]) -> None:
+        """Append the row of ``epoch``, replacing rows from a run that was interrupted."""
+        self.rows = [row for row in self.rows if row[EPOCH] < epoch]
+        self.rows.append({EPOCH: epoch, **figures})
+
+    @property
+    def names(self) -> list[str]:
+        """All figures that occur, in the order of their first appearance."""
+        return list(dict.fromkeys(name for row in self.rows for name in row if name != EPOCH))
+
+    def write_csv(self, path: Path) -> None:
+        """Write one line per epoch; a figure that an epoch lacks stays empty."""
+        partial = path.with_suffix(".csv.tmp")
+        with partial.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, [EPOCH, *self.names])
+            writer.writeheader()
+            writer.writerows(self.rows)
+        os.replace(partial, path)
+
+    def plot(self, path: Path) -> None:
+        """Draw losses on the left and Dice scores (names ending in ``dice``) on the right."""
+        with style.context("default"):  # nnU-Net's plots enlarge all fonts for good
+            figure = Figure(figsize=(9, 5), layout="constrained")
+            losses = figure.add_subplot()
+            losses.set(xlabel="epoch", ylabel="loss")
+            scores = losses.twinx()
+            scores.set_ylabel("pseudo Dice")
+            has_scores = False
+            for number, name in enumerate(self.names):
+                is_score = name.endswith("dice")
+                has_scores |= is_score
+                points = [(row[EPOCH], row[name]) for row in self.rows if name in row]
+                (scores if is_score else losses).plot(
+                    *zip(*points, strict=True),
+                    color=f"C{number % 10}",
+                    linestyle=":" if is_score else "-",
+                    marker="." if len(points) == 1 else None,
+                    label=name,
+                )
+            scores.get_yaxis().set_visible(has_scores)
+            figure.legend(loc="outside upper center", ncols=4, frameon=False)
+            figure.savefig(path, dpi=120)
