@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 import nnunet_ext
+from record import processor
 
 PACKAGE = Path(nnunet_ext.__file__).parent
 STARTUP = Path(__file__).parents[1] / "startup"
@@ -45,14 +46,6 @@ def start(python: str, environment: dict[str, str]) -> float:
     begin = time.perf_counter()
     subprocess.run([python, "-c", "pass"], check=True, env=environment)
     return (time.perf_counter() - begin) * 1000
-
-
-def processor() -> str:
-    """Name the processor as well as the platform allows."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor() or 'unknown'}, {os.cpu_count()} cores"
 
 
 def main() -> None:

@@ -58,7 +58,7 @@ class CateNorm(nn.Module):
         eps: Added to the variance.
         momentum: Of the running statistics, None for a plain average; batch normalisation only.
         recompute: Recompute the modulation in the backward pass instead of keeping it,
-            which trades about a tenth of a training step for its memory.
+            which trades time for memory.
     """
 
     def __init__(
@@ -397,14 +397,17 @@ class CateNormUNet(nn.Module):
         for modified in self._modified:
             feature_size = np.floor_divide(input_size, modified.size_divisor)
             voxels = int(np.prod(feature_size, dtype=np.int64))
-            size += voxels * self._kept_channels(modified.catenorm)
+            size += round(voxels * self._kept_channels(modified.catenorm))
         return size
 
     @staticmethod
-    def _kept_channels(catenorm: CateNorm) -> int:
-        normalised = catenorm.gamma.out_channels
-        modulation = catenorm.shared.out_channels + 2 * catenorm.gamma.out_channels
-        return normalised if catenorm.recompute else normalised + modulation
+    def _kept_channels(catenorm: CateNorm) -> float:
+        """Maps that a backward pass needs beyond those of a plain block, in nnU-Net's units."""
+        features, hidden = catenorm.gamma.out_channels, catenorm.shared.out_channels
+        normalised, gamma = features, features
+        kept = normalised if catenorm.recompute else normalised + gamma + hidden
+        # nnU-Net counts one map for a block that keeps two, before and after normalisation
+        return kept / 2
 
 
 def _conv_blocks(stage: nn.Module) -> Iterator[ConvDropoutNormReLU]:

@@ -36,7 +36,7 @@ class CateNormPlanner(ExtensionPlanner):
             output_channels,
             allow_init=False,
         )
-        network = CateNormUNet(unet, output_channels, recompute=True)
+        network = CateNormUNet(unet, output_channels)
         return network.compute_conv_feature_map_size(patch_size)
 
 

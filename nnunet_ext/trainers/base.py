@@ -11,6 +11,8 @@ from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import torch
+from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -195,6 +197,18 @@ class ExtensionTrainer(nnUNetTrainer):
             add_timestamp=False,
         )
 
+    def get_dataloaders(self) -> tuple[Any, Any]:
+        loaders = super().get_dataloaders()
+        if self.training_settings.seed is not None and isinstance(
+            loaders[0], SingleThreadedAugmenter
+        ):
+            # stock nnU-Net times two ways to blur and takes the faster; their rounding differs
+            for transform in loaders[0].data_loader.transforms.transforms:
+                transform = getattr(transform, "transform", transform)  # from its RandomTransform
+                if isinstance(transform, GaussianBlurTransform):
+                    transform.benchmark = False
+        return loaders
+
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
         self.auxiliary.train()
@@ -290,6 +304,7 @@ class ExtensionTrainer(nnUNetTrainer):
         if buffer.tell():
             buffer.seek(0)
             checkpoint = torch.load(buffer, map_location="cpu", weights_only=False)
+            checkpoint["_best_ema"] = self._best_ema_of_all_epochs()
             checkpoint[checkpoints.EXTENSION_KEY] = self._extension_state()
             checkpoints.write(checkpoint, filename)
 
@@ -306,6 +321,15 @@ class ExtensionTrainer(nnUNetTrainer):
                 unwrap(self.auxiliary[name]).load_state_dict(weights)
             for name, optimizer_state in state["optimizers"].items():
                 self.auxiliary_optimizers[name].load_state_dict(optimizer_state)
+
+    def _best_ema_of_all_epochs(self) -> float | None:
+        # nnU-Net writes the latest checkpoint before it looks whether this epoch is the best;
+        # a continued training would then replace the best checkpoint by a worse one
+        best: float | None = self._best_ema
+        for value in self.logger.get_value("ema_fg_dice", step=None)[-1:]:
+            if best is None or value > best:
+                best = value
+        return best
 
     def _extension_state(self) -> dict[str, Any]:
         return {

@@ -62,7 +62,7 @@ class CateNormSettings:
     ] = "default"
     recompute: Annotated[
         bool, Field(description="recompute modulations in the backward pass to save memory")
-    ] = True
+    ] = False
 
 
 class CateNormTrainer(ExtensionTrainer):

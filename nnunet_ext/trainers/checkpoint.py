@@ -1,7 +1,6 @@
 """Reading and writing checkpoint files without losing anything."""
 
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +16,29 @@ def read(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU.
 
     Raises:
-        CheckpointError: If the file is truncated or no checkpoint at all.
+        CheckpointError: If the file is missing, damaged or no checkpoint at all.
     """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=False)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise CheckpointError(
-            f"Cannot read the checkpoint {path} ({Path(path).stat().st_size} bytes): {reason}. "
-            "It was probably cut off while being copied or written. Delete it or replace it by "
-            "a copy of another checkpoint of this fold (checkpoint_best.pth, "
-            "checkpoint_latest.pth), then continue with --c."
-        ) from error
+    except Exception as error:  # damaged bytes can raise anything while they are unpickled
+        raise CheckpointError(_unreadable(path, error)) from error
     if not isinstance(checkpoint, dict) or "network_weights" not in checkpoint:
         raise CheckpointError(f"{path} is not a checkpoint of an nnU-Net trainer.")
     return checkpoint
+
+
+def _unreadable(path: str | Path, error: Exception) -> str:
+    reason = next(iter(str(error).strip().splitlines()), repr(error)).rstrip(".")
+    message = f"Cannot read the checkpoint {path}: {reason}."
+    if isinstance(error, OSError):
+        return message
+    if isinstance(error, ImportError | AttributeError):
+        return f"{message} It needs code that is not installed here, or the file is damaged."
+    return (
+        f"{message} It has {Path(path).stat().st_size} bytes and was probably cut off while being "
+        "copied or written. Delete it or replace it by a copy of another checkpoint of this fold "
+        "(checkpoint_best.pth, checkpoint_latest.pth), then continue with --c."
+    )
 
 
 def write(checkpoint: dict[str, Any], path: str | Path) -> None:

@@ -372,9 +372,10 @@ class TestNetwork:
             network = CateNormUNet(unet, CLASSES, encoder_stages=[0], recompute=recompute)
             return network.compute_conv_feature_map_size((32, 32, 32))
 
-        normalised_maps = 2 * 4 * 32**3
-        assert estimate(recompute=True) == stock + normalised_maps
-        assert estimate(recompute=False) == stock + normalised_maps + 2 * (2 + 8) * 32**3
+        kept_per_norm = {True: 4, False: 4 + 4 + 2}  # normalised; and gamma and hidden map
+        norms = len(CateNormUNet(make_unet(3, "instance", residual), CLASSES, [0])._modified)
+        for recompute, channels in kept_per_norm.items():
+            assert estimate(recompute) == stock + norms * 32**3 * channels // 2
 
 
 class TestStageChoice:

@@ -1,0 +1,32 @@
+"""The ``nnunet-ext`` command; this module stays light because every start goes through it."""
+
+from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``nnunet-ext`` and return its exit code.
+
+    A user's mistake becomes one line on stderr and exit code 1; anything else that goes
+    wrong is a bug and keeps its traceback.
+
+    Args:
+        arguments: What stands behind ``nnunet-ext`` on the command line; ``None`` takes it
+            from ``sys.argv``.
+    """
+    from nnunet_ext.cli.app import app
+    from nnunet_ext.errors import UserError
+
+    try:
+        app(args=arguments, prog_name="nnunet-ext")
+    except UserError as error:
+        _print_error(error)
+        return 1
+    return 0
+
+
+def _print_error(error: Exception) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    # soft_wrap: one message is one line, also in a narrow terminal or a log file
+    Console(stderr=True, soft_wrap=True).print(Text(f"Error: {error}", style="red"))

@@ -1,0 +1,59 @@
+"""The sub-commands of ``nnunet-ext``, put together."""
+
+from typing import Annotated
+
+import typer
+
+from nnunet_ext import __version__
+from nnunet_ext.cli.configure import configure
+from nnunet_ext.cli.demo import demo
+from nnunet_ext.cli.doctor import doctor
+from nnunet_ext.cli.list import list_methods
+from nnunet_ext.cli.run import run
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    # plain help keeps the line breaks of the examples, in terminals and in pipes
+    rich_markup_mode=None,
+    # a bug shows Python's own traceback, which can be pasted into an issue
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+app.command("list", short_help="Show trainers, planners and settings.")(list_methods)
+app.command("doctor", short_help="Check the installation and its surroundings.")(doctor)
+app.command(
+    "run",
+    short_help="Run an nnU-Net command that would not find us.",
+    # everything behind COMMAND belongs to COMMAND, --help included
+    context_settings={"allow_interspersed_args": False, "ignore_unknown_options": True},
+)(run)
+app.command("demo", short_help="Show the whole way on a small task.")(demo)
+app.command("configure", short_help="Write settings of your own into the plans.")(configure)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"nnunet-ext {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def nnunet_ext(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Five published segmentation methods inside nnU-Net v2's own commands.
+
+    Training and prediction stay with nnU-Net (nnUNetv2_train ... -tr CateNormTrainer); this
+    command shows what there is, checks the installation and writes settings.
+
+    \b
+    Example:
+      nnunet-ext list CateNormTrainer
+    """

@@ -1,0 +1,306 @@
+"""``nnunet-ext configure``: vary settings under a name of their own in the plans."""
+
+import copy
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nnunet_ext.cli.plans_file import Configuration, PlansFile, open_plans
+from nnunet_ext.errors import UserError
+from nnunet_ext.settings import METHODS, PLANS_KEY, read_method_settings, read_training_settings
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+STOCK_NAMES = ("2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres")
+"""Configurations that nnU-Net's planners write; planning again would write over ours."""
+
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
+_PYTHON_LITERALS = {"True": True, "False": False, "None": None}
+
+
+def configure(
+    dataset: Annotated[
+        str, typer.Argument(metavar="DATASET", help="Number or name of a preprocessed data set.")
+    ],
+    plans: Annotated[
+        str, typer.Option("-p", "--plans", metavar="PLANS", help="Name of the plans.")
+    ] = "nnUNetPlans",
+    base: Annotated[
+        str,
+        typer.Option(
+            "-c", "--configuration", metavar="BASE", help="Configuration to start from, or to show."
+        ),
+    ] = "3d_fullres",
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Name of the new configuration.")
+    ] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A setting; may be given repeatedly."),
+    ] = None,
+    previous_stage: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="For a cascade: the low-resolution configuration to build upon."
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a configuration made by this command.")
+    ] = False,
+    show: Annotated[
+        bool, typer.Option("--show", help="Show the settings in force; writes nothing.")
+    ] = False,
+) -> None:
+    """Write a named configuration with settings of your own into the plans.
+
+    It inherits everything else from its base.
+
+    \b
+    What can be set:
+      nnunet-ext list
+
+    \b
+    Examples:
+      nnunet-ext configure 4 -p CateNormPlans -c 3d_fullres --name 3d_fullres_r4 \\
+          --set catenorm.reduction=4 --set num_epochs=250
+      nnunet-ext configure 4 -p CateNormPlans -c 3d_fullres_r4 --show
+    """
+    if show:
+        if name or assignments or previous_stage or overwrite:
+            raise UserError("--show only reads; give it -p and -c, and nothing to write.")
+        _show(open_plans(dataset, plans), base)
+        return
+    if not name or not assignments:
+        raise UserError(
+            "A new configuration needs a --name and at least one --set KEY=VALUE, for example: "
+            f"nnunet-ext configure {dataset} -p {plans} -c {base} --name {base}_short "
+            "--set num_epochs=250"
+        )
+    changes = [_parse(assignment) for assignment in assignments]
+    plans_file = open_plans(dataset, plans)
+    _refuse_base(plans_file, base, name)
+    _refuse_name(plans_file, name, overwrite)
+    configuration = _varied(plans_file, base, name, changes)
+    if previous_stage is not None:
+        _refuse_previous_stage(plans_file, base, name, previous_stage)
+        configuration["previous_stage"] = previous_stage
+    plans_file.configurations[name] = configuration | _kept(plans_file, name)
+    _announce_to_previous_stage(plans_file, name)
+    plans_file.save()
+    _report(plans_file, dataset, name)
+
+
+# ---------------------------------------------------------------------------------- what is asked
+
+
+def _parse(assignment: str) -> tuple[list[str], Any]:
+    key, equals, text = assignment.partition("=")
+    path = key.strip().split(".")
+    if not equals or not all(path):
+        raise UserError(
+            f'--set {assignment}: expected KEY=VALUE, for example "--set num_epochs=250" '
+            'or "--set catenorm.reduction=4".'
+        )
+    return path, _value(text.strip())
+
+
+def _value(text: str) -> Any:
+    if text in _PYTHON_LITERALS:
+        return _PYTHON_LITERALS[text]
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except ValueError:
+        return text
+
+
+def _refuse_constant(constant: str) -> Any:
+    # NaN and Infinity are no JSON; they would make the plans unreadable outside Python
+    raise ValueError(constant)
+
+
+def _refuse_base(plans_file: PlansFile, base: str, name: str) -> None:
+    if name in plans_file.inheritance(base):
+        raise UserError(
+            f'"{base}" inherits from "{name}" or is the same, so "{name}" cannot inherit from it.'
+        )
+
+
+def _refuse_name(plans_file: PlansFile, name: str, overwrite: bool) -> None:
+    if "__" in name or not _NAME.fullmatch(name):
+        raise UserError(
+            f'"{name}" cannot be the name of a configuration. nnU-Net makes folder names of it '
+            "that it takes apart at double underscores: use letters, digits, dots, dashes and "
+            "single underscores, the first and the last a letter or digit."
+        )
+    existing = plans_file.configurations.get(name)
+    if existing is None:
+        return
+    if name in STOCK_NAMES or PLANS_KEY not in existing or "inherits_from" not in existing:
+        raise UserError(
+            f'"{name}" in {plans_file.path} was not made by this command and stays as it is. '
+            "Choose another --name."
+        )
+    if not overwrite:
+        raise UserError(
+            f'{plans_file.path} has a configuration "{name}" already. Choose another --name, or '
+            "replace it with --overwrite (models trained with it keep their old settings)."
+        )
+
+
+def _refuse_previous_stage(
+    plans_file: PlansFile, base: str, name: str, previous_stage: str
+) -> None:
+    if plans_file.resolve(base).get("previous_stage") is None:
+        cascades = [
+            name
+            for name in plans_file.configurations
+            if plans_file.resolve(name).get("previous_stage") is not None
+        ]
+        raise UserError(
+            f'--previous-stage is for cascades, and "{base}" is none. Cascades in '
+            f"{plans_file.name}: {', '.join(cascades) or 'none'}."
+        )
+    if name in plans_file.inheritance(previous_stage):
+        raise UserError(f'--previous-stage: "{previous_stage}" inherits from "{name}" or is it.')
+    if plans_file.resolve(previous_stage).get("previous_stage") is not None:
+        raise UserError(f'--previous-stage: "{previous_stage}" is a second stage itself.')
+
+
+# -------------------------------------------------------------------------------- what is written
+
+
+def _varied(
+    plans_file: PlansFile, base: str, name: str, changes: Iterable[tuple[list[str], Any]]
+) -> Configuration:
+    where = f'"{name}" in {plans_file.name}'
+    # nnU-Net's inheritance replaces the whole key, so the base's settings must be copied
+    settings = copy.deepcopy(plans_file.resolve(base).get(PLANS_KEY, {}))
+    for path, value in changes:
+        _put(settings, path, value, where)
+    _read_settings({PLANS_KEY: settings}, where)
+    return {"inherits_from": base, PLANS_KEY: settings}
+
+
+def _kept(plans_file: PlansFile, name: str) -> Configuration:
+    """Return what an overwritten configuration held besides what this command decides."""
+    ours = ("inherits_from", PLANS_KEY, "previous_stage")
+    existing = plans_file.configurations.get(name, {})
+    return {key: value for key, value in existing.items() if key not in ours}
+
+
+def _put(settings: Any, path: list[str], value: Any, where: str) -> None:
+    for depth, key in enumerate(path[:-1]):
+        if isinstance(settings, dict):
+            settings = settings.setdefault(key, {})
+        if not isinstance(settings, dict):
+            raise UserError(
+                f"{where}: {'.'.join(path)} cannot be set, because "
+                f"{'.'.join(path[: depth + 1])} is {json.dumps(settings)}."
+            )
+    settings[path[-1]] = value
+
+
+def _read_settings(configuration: Configuration, where: str) -> dict[str, Any]:
+    """Read all settings that a configuration holds; the method's classes cost seconds."""
+    settings: dict[str, Any] = {"": read_training_settings(configuration, where)}
+    methods = [key for key in configuration.get(PLANS_KEY, {}) if key in METHODS]
+    if methods:
+        from nnunet_ext.cli.catalogue import method_settings
+
+        classes = method_settings()
+        for method in methods:
+            settings[method] = read_method_settings(configuration, method, classes[method], where)
+    return settings
+
+
+def _announce_to_previous_stage(plans_file: PlansFile, name: str) -> None:
+    """Have the first stage of a cascade predict for the new second stage as well.
+
+    nnU-Net's first stage writes its segmentations once per configuration in its
+    ``next_stage``; a second stage that is not listed there would find none.
+    """
+    previous = plans_file.resolve(name).get("previous_stage")
+    if previous is None:
+        return
+    listed = plans_file.resolve(previous).get("next_stage") or []
+    listed = [listed] if isinstance(listed, str) else list(listed)
+    if name not in listed:
+        plans_file.configurations[previous]["next_stage"] = [*listed, name]
+
+
+# ------------------------------------------------------------------------------------ what is said
+
+
+def _report(plans_file: PlansFile, dataset: str, name: str) -> None:
+    from nnunet_ext.cli.catalogue import trainers_reading
+
+    resolved = plans_file.resolve(name)
+    methods = [key for key in resolved[PLANS_KEY] if key in METHODS]
+    suitable = _suitable_trainers(plans_file, trainers_reading(methods))
+    trainer = suitable[0] if suitable else "TRAINER"
+    options = f"-tr {trainer} -p {plans_file.name}"
+    typer.echo(f'Wrote "{name}" to {plans_file.path}:')
+    typer.echo(json.dumps(plans_file.configurations[name], indent=4))
+    if previous := resolved.get("previous_stage"):
+        typer.echo(
+            "\nThis is the second stage of a cascade and needs predictions of the first one,"
+            f'\n"{previous}". Train that from now on, or if it is trained, run for each FOLD:'
+        )
+        typer.echo(f"nnUNetv2_train {dataset} {previous} FOLD {options} --val")
+    typer.echo("\nTrain with it, for FOLD 0 to 4:")
+    typer.echo(f"nnUNetv2_train {dataset} {name} FOLD {options}")
+    if not suitable:
+        typer.echo(f"No trainer reads all of {', '.join(methods)}; TRAINER may be one of your own.")
+    elif len(suitable) > 1:
+        typer.echo(f"Other trainers that read these settings: {', '.join(suitable[1:])}.")
+
+
+def _suitable_trainers(plans_file: PlansFile, suitable: list[str]) -> list[str]:
+    """Put the trainer first whose planner made these plans."""
+    planner = str(plans_file.content.get("experiment_planner_used", ""))
+    return sorted(suitable, key=lambda name: not planner.startswith(name.removesuffix("Trainer")))
+
+
+def _show(plans_file: PlansFile, name: str) -> None:
+    from rich.console import Console
+
+    from nnunet_ext.cli.catalogue import method_settings
+
+    where = f'"{name}" in {plans_file.name}'
+    chain = plans_file.inheritance(name)
+    resolved = plans_file.resolve(name)
+    training = read_training_settings(resolved, where)
+    block: Mapping[str, Any] = resolved.get(PLANS_KEY, {})
+    tables = [_values_table(asdict(training), block)]
+    for method, settings_class in method_settings().items():
+        values: Any = read_method_settings(resolved, method, settings_class, where)
+        tables.append(_values_table(asdict(values), block.get(method, {}), f"{method}."))
+
+    console = Console(highlight=False, markup=False)
+    console.print(f"Settings in force for {where}")
+    if len(chain) > 1:
+        console.print(f"Inheritance: {' -> '.join(chain)}", soft_wrap=True)
+    for table in tables:
+        console.print()
+        console.print(table)
+
+
+def _values_table(values: Mapping[str, Any], given: Mapping[str, Any], prefix: str = "") -> "Table":
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_column(no_wrap=True)
+    for key, value in values.items():
+        is_set = key in given
+        style = "bold" if is_set else "dim"
+        origin = "set" if is_set else "default"
+        table.add_row(*(Text(text, style) for text in (prefix + key, json.dumps(value), origin)))
+    return table

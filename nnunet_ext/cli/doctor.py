@@ -1,0 +1,110 @@
+"""``nnunet-ext doctor``: whether everything is in place, and if not, what to do."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from nnunet_ext import planners, trainers
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from nnunet_ext.cli.checks import Finding
+
+PROBE_SECONDS = 300
+"""Patience with the fresh interpreter; importing torch from a network disk takes a while."""
+
+
+def doctor() -> None:
+    """Check versions, folders, devices and whether nnU-Net's commands find our trainers.
+
+    Exit code 1 means that something here keeps training from working.
+
+    \b
+    Example:
+      nnunet-ext doctor
+    """
+    from rich.console import Console
+
+    from nnunet_ext.cli import checks
+
+    console = Console(highlight=False)
+    probe = _start_probe()  # works on while the other checks run
+    findings: list[Finding] = []
+    python = f"{sys.version.split()[0]} at {sys.executable}"
+
+    def report(title: str, group: Iterable["Finding"]) -> None:
+        group = list(group)
+        findings.extend(group)
+        _print_group(console, title, group)
+
+    first = checks.Finding(checks.Level.OK, "python", python)
+    report("Versions", [first, *checks.check_versions()])
+    report("Folders", checks.check_folders(os.environ))
+    with console.status("Looking for devices ..."):
+        devices = list(checks.check_devices())
+    cuda = any(finding.subject.startswith("cuda:") for finding in devices)
+    report("Devices", [*devices, *checks.check_compiler(os.environ, cuda)])
+    with console.status("Asking nnU-Net for our trainers in a fresh interpreter ..."):
+        facts = _finish_probe(probe)
+    report("Discovery", checks.check_discovery(facts, os.environ))
+
+    problems = sum(finding.level is checks.Level.PROBLEM for finding in findings)
+    warnings = sum(finding.level is checks.Level.WARNING for finding in findings)
+    console.print(f"\n{_count(problems, 'problem')}, {_count(warnings, 'warning')}.")
+    if problems:
+        raise typer.Exit(1)
+
+
+def _start_probe() -> "subprocess.Popen[str]":
+    source = Path(__file__).with_name("probe.py").read_text(encoding="utf-8")
+    names = (json.dumps(list(trainers.MODULES)), json.dumps(list(planners.MODULES)))
+    return subprocess.Popen(
+        [sys.executable, "-c", source, *names],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _finish_probe(probe: "subprocess.Popen[str]") -> dict[str, Any]:
+    try:
+        output, errors = probe.communicate(timeout=PROBE_SECONDS)
+    except subprocess.TimeoutExpired:
+        probe.kill()
+        return {"error": f"a fresh interpreter did not answer within {PROBE_SECONDS} s"}
+    try:
+        facts: dict[str, Any] = json.loads(output)
+    except ValueError:
+        last = (errors.strip().splitlines() or ["no message"])[-1]
+        return {"error": f"a fresh interpreter failed (exit code {probe.returncode}): {last}"}
+    return facts
+
+
+def _print_group(console: "Console", title: str, findings: Iterable["Finding"]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    styles = {"ok": "green", "warning": "yellow", "PROBLEM": "bold red"}
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for no_wrap in (True, True, False):
+        table.add_column(no_wrap=no_wrap, overflow="fold")
+    for finding in findings:
+        level = finding.level.value
+        detail = Text(finding.detail)
+        if finding.cure:
+            detail.append(f"\n-> {finding.cure}", style="bold")
+        table.add_row(Text(level, style=styles[level]), finding.subject, detail)
+    console.print(Text(f"\n{title}", style="bold underline"))
+    console.print(table)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number or 'no'} {noun}{'' if number == 1 else 's'}".capitalize()

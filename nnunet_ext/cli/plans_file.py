@@ -1,0 +1,174 @@
+"""A plans file in ``nnUNet_preprocessed``: finding, reading and rewriting it safely."""
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nnunet_ext.cli.near import did_you_mean
+from nnunet_ext.errors import UserError
+
+FOLDER_VARIABLE = "nnUNet_preprocessed"
+
+Configuration = dict[str, Any]
+
+
+class PlansFile:
+    """The plans of a preprocessed data set.
+
+    Attributes:
+        path: The file, links resolved.
+        name: Name of the plans, as behind ``-p``.
+        content: What the file holds; changes are kept by :meth:`save`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.resolve()  # saving replaces the file, not a link to it
+        self.name = path.stem
+        self.content = _read_object(path)
+        if not isinstance(self.content.get("configurations"), dict):
+            raise UserError(f'{path} is not a plans file: it has no "configurations".')
+
+    @property
+    def configurations(self) -> dict[str, Configuration]:
+        """The configurations as they stand in the file, inheritance not resolved."""
+        configurations: dict[str, Configuration] = self.content["configurations"]
+        return configurations
+
+    def inheritance(self, name: str) -> list[str]:
+        """Return ``name`` and the configurations it inherits from, nearest first.
+
+        Raises:
+            UserError: If one of them does not exist, or the inheritance runs in a circle.
+        """
+        chain: list[str] = []
+        parent: str | None = name
+        while parent is not None:
+            if parent in chain:
+                raise UserError(
+                    f"{self.path}: the inheritance of configurations runs in a circle, "
+                    f"{' -> '.join([*chain, parent])}. Correct an inherits_from there."
+                )
+            self._require(parent, heir=chain[-1] if chain else None)
+            chain.append(parent)
+            parent = self.configurations[parent].get("inherits_from")
+        return chain
+
+    def resolve(self, name: str) -> Configuration:
+        """Return a configuration as nnU-Net sees it: each key from the nearest ancestor."""
+        resolved: Configuration = {}
+        for ancestor in reversed(self.inheritance(name)):
+            resolved |= self.configurations[ancestor]
+        return resolved
+
+    def save(self) -> None:
+        """Write the file in one step, so that no reader ever sees half of it."""
+        temporary = None
+        try:
+            with tempfile.NamedTemporaryFile(
+                "w",
+                dir=self.path.parent,
+                prefix=f".{self.path.name}.",
+                delete=False,
+                encoding="utf-8",
+            ) as file:
+                temporary = Path(file.name)
+                json.dump(self.content, file, indent=4)
+            shutil.copymode(self.path, temporary)
+            os.replace(temporary, self.path)
+        except OSError as error:
+            raise UserError(f"Cannot write {self.path}: {error.strerror}.") from None
+        finally:
+            if temporary is not None:
+                temporary.unlink(missing_ok=True)
+
+    def _require(self, name: str, heir: str | None) -> None:
+        if name not in self.configurations:
+            of_heir = f', from which "{heir}" inherits' if heir else ""
+            raise UserError(
+                f'{self.path} has no configuration "{name}"{of_heir}.'
+                f"{did_you_mean(name, self.configurations)} "
+                f"There are: {', '.join(self.configurations)}."
+            )
+
+
+def open_plans(dataset: str, plans: str) -> PlansFile:
+    """Open the plans ``plans`` of the data set with this number or name.
+
+    Raises:
+        UserError: If nnUNet_preprocessed, the data set or the plans file is missing, or the
+            file is not a plans file. The message says what there is instead.
+    """
+    folder = _dataset_folder(dataset)
+    plans = plans.removesuffix(".json")
+    path = folder / f"{plans}.json"
+    if path.parent != folder or not path.is_file():
+        existing = _plans_in(folder)
+        there_are = f"There are: {', '.join(existing)}." if existing else "There are none."
+        raise UserError(
+            f'{folder} has no plans "{plans}".{did_you_mean(plans, existing)} {there_are} '
+            "nnUNetv2_plan_and_preprocess makes plans; -p chooses among them."
+        )
+    return PlansFile(path)
+
+
+def _dataset_folder(dataset: str) -> Path:
+    root = _preprocessed_folder()
+    folders = {folder.name: folder for folder in sorted(root.glob("Dataset*")) if folder.is_dir()}
+    if dataset in folders:
+        return folders[dataset]
+    if dataset.isascii() and dataset.isdigit():
+        # as nnU-Net does it: Dataset004_Hippocampus is number 4
+        found = [n for n in folders if re.match(rf"Dataset{int(dataset):03d}(\D|$)", n)]
+        if len(found) == 1:
+            return folders[found[0]]
+        if found:
+            raise UserError(
+                f"{root} has several data sets of number {int(dataset)}: {', '.join(found)}. "
+                "Give the name instead of the number."
+            )
+    there_are = f"There are: {', '.join(folders)}." if folders else "It has none at all."
+    raise UserError(
+        f'{root} has no data set "{dataset}".{did_you_mean(dataset, folders)} {there_are} '
+        "A data set comes there by nnUNetv2_plan_and_preprocess -d DATASET."
+    )
+
+
+def _preprocessed_folder() -> Path:
+    folder = os.environ.get(FOLDER_VARIABLE)
+    if not folder:
+        raise UserError(
+            f"The environment variable {FOLDER_VARIABLE} is not set. Set it to the folder of "
+            f"nnU-Net's preprocessed data, for example: export {FOLDER_VARIABLE}=/data/preprocessed"
+        )
+    if not Path(folder).is_dir():
+        raise UserError(f"{FOLDER_VARIABLE} is {folder}, but there is no such folder.")
+    return Path(folder)
+
+
+def _plans_in(folder: Path) -> list[str]:
+    names = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            content = _read_object(path)
+        except UserError:
+            continue
+        if "configurations" in content:
+            names.append(path.stem)
+    return names
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror}.") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: {error}.") from None
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path} must hold a JSON object.")
+    return dict(content)

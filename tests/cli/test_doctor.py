@@ -1,0 +1,283 @@
+import os
+import subprocess
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import nnunet_ext
+from nnunet_ext import planners, trainers
+from nnunet_ext.cli import checks, doctor
+from nnunet_ext.cli.checks import Finding, Level
+
+HERE = Path(nnunet_ext.__file__).parent
+VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+CLASSES = {
+    name: {"module": f"{package.__name__}.{module}", "file": "somewhere"}
+    for package in (trainers, planners)
+    for name, module in package.MODULES.items()
+}
+FACTS: dict[str, Any] = {
+    "start_method": "spawn",
+    "site_folders": [str(HERE.parent)],
+    "start_up_files": ["site/nnunet_ext.pth"],
+    "package": str(HERE),
+    "active": True,
+    "status": "active",
+    "classes": CLASSES,
+}
+INACTIVE = FACTS | {"active": False, "status": "not active: because", "classes": {}}
+
+
+def only(findings: Any, level: Level) -> Finding:
+    """Return the finding of this level; there must be exactly one."""
+    (found,) = [finding for finding in findings if finding.level is level]
+    return found
+
+
+# ----------------------------------------------------------------------------------- the command
+
+
+class Probe:
+    """A fresh interpreter that has answered."""
+
+    returncode = 1
+
+    def __init__(self, output: str, errors: str = "") -> None:
+        self.answer = output, errors
+
+    def communicate(self, timeout: float) -> tuple[str, str]:
+        return self.answer
+
+
+@pytest.fixture
+def fine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Everything is as it should be."""
+    for variable in VARIABLES:
+        monkeypatch.setenv(variable, str(tmp_path))
+    monkeypatch.setattr(doctor, "_start_probe", lambda: None)
+    monkeypatch.setattr(doctor, "_finish_probe", lambda _: FACTS)
+    monkeypatch.setattr(checks, "check_versions", lambda: iter(()))
+
+
+@pytest.mark.usefixtures("fine")
+def test_healthy_installation_exits_with_0(cli: Callable[..., Any]) -> None:
+    outcome = cli("doctor")
+    assert outcome.code == 0
+    assert "PROBLEM" not in outcome.out
+    assert "No problems, " in outcome.out
+    assert all(name in outcome.out for name in CLASSES)
+
+
+@pytest.mark.usefixtures("fine")
+def test_unset_folder_exits_with_1_and_says_how_to_set_it(
+    cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("nnUNet_results")
+    outcome = cli("doctor")
+    assert outcome.code == 1
+    assert "nnUNet_results=FOLDER" in outcome.out or "setx nnUNet_results" in outcome.out
+    assert "1 problem, " in outcome.out
+    assert outcome.err == ""
+
+
+def test_probe_asks_a_fresh_interpreter_as_nnunets_commands_would(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("NNUNET_EXT_AUTOLOAD", "0")  # looking up classes would cost seconds
+    facts = doctor._finish_probe(doctor._start_probe())
+    assert facts.keys() == FACTS.keys()
+    assert facts["start_method"] in ("fork", "spawn", "forkserver")
+    assert not facts["active"]
+    assert not facts["classes"]
+
+
+@pytest.mark.parametrize(
+    ("probe", "message"),
+    [
+        (Probe("", "Traceback\nOSError: libcudart.so"), "OSError: libcudart.so"),
+        (Probe("", ""), "no message"),
+    ],
+)
+def test_probe_that_dies_is_reported(probe: Any, message: str) -> None:
+    found = only(checks.check_discovery(doctor._finish_probe(probe), {}), Level.PROBLEM)
+    assert message in found.detail
+
+
+def test_probe_that_hangs_is_ended_and_reported() -> None:
+    killed = []
+
+    def hang(timeout: float) -> tuple[str, str]:
+        raise subprocess.TimeoutExpired("python", timeout)
+
+    probe: Any = SimpleNamespace(communicate=hang, kill=lambda: killed.append(True))
+    assert "did not answer" in doctor._finish_probe(probe)["error"]
+    assert killed
+
+
+# ------------------------------------------------------------------------------------- discovery
+
+
+def test_active_discovery_shows_the_class_of_every_name() -> None:
+    findings = list(checks.check_discovery(FACTS, {}))
+    assert {finding.level for finding in findings} == {Level.OK}
+    assert {finding.subject for finding in findings} >= CLASSES.keys()
+
+
+@pytest.mark.parametrize(
+    ("facts", "environment", "why", "cure"),
+    [
+        ({}, {"NNUNET_EXT_AUTOLOAD": "0"}, "switched off", "unset NNUNET_EXT_AUTOLOAD"),
+        ({"package": None}, {}, "stale installation: site/nnunet_ext.pth", "force-reinstall"),
+        ({"package": None, "start_up_files": []}, {}, "not installed", "pip install"),
+        ({"start_up_files": []}, {}, "nnunet_ext.pth is missing", "force-reinstall"),
+        (
+            {"start_up_files": [], "package": "/elsewhere/nnunet_ext"},
+            {},
+            "--target",
+            "nnunet-ext run",
+        ),
+        ({}, {}, "because", "force-reinstall"),
+    ],
+)
+def test_inactive_discovery_says_why_and_what_to_do(
+    facts: dict[str, Any], environment: dict[str, str], why: str, cure: str
+) -> None:
+    found = only(checks.check_discovery(INACTIVE | facts, environment), Level.PROBLEM)
+    assert why in found.detail
+    assert cure in found.cure
+
+
+def test_second_copy_of_the_package_is_a_warning() -> None:
+    facts = FACTS | {"package": "/elsewhere/nnunet_ext"}
+    found = only(checks.check_discovery(facts, {}), Level.WARNING)
+    assert "/elsewhere/nnunet_ext" in found.detail
+
+
+def test_class_of_the_user_that_wins_is_a_warning() -> None:
+    classes = CLASSES | {"CateNormTrainer": {"module": "mine", "file": "mine.py"}}
+    found = only(checks.check_discovery(FACTS | {"classes": classes}, {}), Level.WARNING)
+    assert found.subject == "CateNormTrainer"
+    assert "mine.py" in found.detail
+
+
+def test_class_that_cannot_be_imported_is_a_problem() -> None:
+    classes = CLASSES | {"CateNormTrainer": {"error": "ImportError: no"}}
+    found = only(checks.check_discovery(FACTS | {"classes": classes}, {}), Level.PROBLEM)
+    assert found.detail == "ImportError: no"
+
+
+# --------------------------------------------------------------------------------------- folders
+
+
+def test_unset_folders_are_problems() -> None:
+    findings = list(checks.check_folders({}))
+    assert [finding.subject for finding in findings] == list(VARIABLES)
+    assert {finding.level for finding in findings} == {Level.PROBLEM}
+
+
+def test_folder_that_nnunet_will_make_is_a_warning(tmp_path: Path) -> None:
+    environment = dict.fromkeys(VARIABLES, str(tmp_path))
+    environment["nnUNet_results"] = str(tmp_path / "a" / "b")
+    found = only(checks.check_folders(environment), Level.WARNING)
+    assert found.subject == "nnUNet_results"
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("variable", VARIABLES)
+def test_file_in_place_of_a_folder_is_a_problem(tmp_path: Path, variable: str) -> None:
+    (tmp_path / "file").touch()
+    environment = dict.fromkeys(VARIABLES, str(tmp_path)) | {variable: str(tmp_path / "file")}
+    assert only(checks.check_folders(environment), Level.PROBLEM).subject == variable
+
+
+def test_folder_below_a_file_can_not_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    environment = dict.fromkeys(VARIABLES, str(tmp_path))
+    environment["nnUNet_results"] = str(tmp_path / "file" / "x")
+    assert "nor can be made" in only(checks.check_folders(environment), Level.PROBLEM).detail
+
+
+def test_only_raw_data_may_be_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    levels = [f.level for f in checks.check_folders(dict.fromkeys(VARIABLES, str(tmp_path)))]
+    assert levels == [Level.OK, Level.PROBLEM, Level.PROBLEM]
+
+
+def test_folders_of_the_user_are_checked_one_by_one(tmp_path: Path) -> None:
+    environment = dict.fromkeys(VARIABLES, str(tmp_path))
+    environment["nnUNet_extTrainer"] = os.pathsep.join([str(tmp_path), "", "/no/such"])
+    *_, good, bad = checks.check_folders(environment)
+    assert good.level is Level.OK
+    assert bad.level is Level.WARNING
+    assert "/no/such" in bad.detail
+
+
+# ---------------------------------------------------------------------- versions, devices, compiler
+
+
+def test_requirement_that_is_not_met_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metadata, "requires", lambda _: ["nnunetv2>=99", 'x>1; extra == "dev"'])
+    found = only(checks.check_versions(), Level.PROBLEM)
+    assert "nnunetv2>=99" in found.detail
+    assert found.cure == 'pip install "nnunetv2>=99"'
+
+
+def test_version_that_differs_from_pips_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metadata, "requires", lambda _: [])
+    monkeypatch.setattr(nnunet_ext, "__version__", "99.0")
+    monkeypatch.setattr(checks, "_version", lambda _: "1.0")
+    assert "stale" in only(checks.check_versions(), Level.WARNING).detail
+
+
+def test_package_that_is_not_installed_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = checks._version
+    monkeypatch.setattr(checks, "_version", lambda p: None if p == "nnunet_ext" else known(p))
+    assert only(checks.check_versions(), Level.WARNING).cure.startswith("pip install ")
+
+
+def test_gpus_are_named_with_their_memory() -> None:
+    properties = SimpleNamespace(name="Fast One", total_memory=24 * 2**30)
+    torch = SimpleNamespace(
+        cuda=SimpleNamespace(
+            is_available=lambda: True,
+            device_count=lambda: 2,
+            get_device_properties=lambda _: properties,
+        )
+    )
+    assert [(f.subject, f.detail) for f in checks._cuda_devices(torch)] == [
+        ("cuda:0", "Fast One, 24.0 GiB"),
+        ("cuda:1", "Fast One, 24.0 GiB"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("driver", "cuda", "level"),
+    [
+        (None, None, Level.WARNING),
+        ("/usr/bin/nvidia-smi", "12.8", Level.WARNING),
+        ("/usr/bin/nvidia-smi", None, Level.PROBLEM),
+    ],
+)
+def test_missing_gpu_is_a_problem_only_if_torch_cannot_use_the_one_there_is(
+    monkeypatch: pytest.MonkeyPatch, driver: str | None, cuda: str | None, level: Level
+) -> None:
+    monkeypatch.setattr(checks.shutil, "which", lambda _: driver)
+    torch = SimpleNamespace(__version__="2", version=SimpleNamespace(cuda=cuda))
+    found = checks._no_accelerator(torch)
+    assert found.level is level
+    assert "-device cpu" in found.cure
+
+
+@pytest.mark.skipif(os.name == "nt", reason="nnU-Net does not compile on Windows")
+def test_missing_compiler_is_a_problem_only_if_nnunet_compiles(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(checks.shutil, "which", lambda _: None)
+    found = only(checks.check_compiler({}, cuda=True), Level.PROBLEM)
+    assert "nnUNet_compile=false" in found.cure
+    for environment, cuda in (({}, False), ({"nnUNet_compile": "f"}, True)):
+        assert only(checks.check_compiler(environment, cuda), Level.OK)

@@ -1,0 +1,31 @@
+"""What all tests share: quiet numerics, and tiny data sets that nnU-Net can train on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:  # importing it takes seconds, which tests without nnU-Net need not wait for
+    from tests.tiny import World
+
+# not more threads than cores when nnU-Net's workers run beside the tests
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def make_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., World]:
+    """Write a preprocessed data set of the kind described by the arguments of ``tiny.Task``."""
+    import torch
+
+    from tests import tiny
+
+    torch.set_num_threads(1)
+
+    def make(**task: Any) -> World:
+        return tiny.make_world(tmp_path, tiny.Task(**task), monkeypatch)
+
+    return make

@@ -1,0 +1,238 @@
+"""CateNorm's recipe: two updates per batch, a plain phase, and what prediction needs."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from torch import Tensor, nn
+
+from nnunet_ext.networks import CateNormUNet
+from nnunet_ext.trainers.base import Losses, Update
+from nnunet_ext.trainers.catenorm import SECOND_PASS, CateNormTrainer
+from tests import tiny
+
+MakeWorld = Callable[..., tiny.World]
+NO_PLAIN_PHASE = {"catenorm": {"plain_fraction": 0.0}}
+
+
+def ready(trainer: Any) -> Any:
+    """Bring a trainer to the start of its first epoch."""
+    trainer.initialize()
+    trainer.set_deep_supervision_enabled(trainer.enable_deep_supervision)
+    trainer.on_train_epoch_start()
+    return trainer
+
+
+def batch_for(trainer: Any, task: tiny.Task) -> dict[str, Any]:
+    """Draw noise with labels of the shapes that nnU-Net's loader delivers."""
+    generator = torch.Generator().manual_seed(0)
+    channels = task.heads + task.ignore if task.regions else 1
+    values = 2 if task.regions else task.heads + task.ignore
+    scales = trainer._get_deep_supervision_scales() or [[1] * task.dim]
+    targets = []
+    for scale in scales:
+        size = [round(n * s) for n, s in zip(task.patch_size, scale, strict=True)]
+        targets.append(torch.randint(values, (2, channels, *size), generator=generator))
+    target = targets if task.deep_supervision else targets[0]
+    return {"data": task.images(), "target": target, "keys": ["case_0", "case_1"]}
+
+
+def modulation(trainer: Any) -> dict[str, Tensor]:
+    weights = trainer.network.catenorm.state_dict()
+    return {name: weight.clone() for name, weight in weights.items()}
+
+
+class SecondLossScaled(CateNormTrainer):
+    """Multiplies the loss of the second pass."""
+
+    factor = 1.0
+
+    def compute_losses(
+        self, data: Tensor, target: Any, keys: list[str]
+    ) -> Iterator[Losses | Update]:
+        for losses in super().compute_losses(data, target, keys):
+            factor = self.factor if SECOND_PASS in losses else 1.0
+            yield {name: factor * loss for name, loss in losses.items()}
+
+
+class TestUpdates:
+    @pytest.mark.parametrize("dim", [2, 3])
+    def test_one_batch_updates_each_statistic_by_the_passes_that_use_it(
+        self, make_world: MakeWorld, dim: int
+    ) -> None:
+        world = make_world(dim=dim, norm="batch")
+        settings = {"catenorm": {"plain_fraction": 0.0, "encoder_stages": [0, 1]}}
+        trainer = ready(world.trainer("CateNormTrainer", settings))
+        trainer.train_step(batch_for(trainer, world.task))
+        modified = {id(m.block.norm) for m in trainer.network._modified}
+        modified |= {id(m.catenorm.norm) for m in trainer.network._modified}
+        norms = [
+            m for m in trainer.network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)
+        ]
+        for norm in norms:
+            assert int(norm.num_batches_tracked) == (1 if id(norm) in modified else 2)
+
+    @pytest.mark.parametrize(("factor", "moves"), [(0.0, False), (1.0, True)])
+    def test_modulation_learns_through_the_second_pass_only(
+        self, make_world: MakeWorld, factor: float, moves: bool
+    ) -> None:
+        world = make_world()
+        trainer = ready(world.trainer(SecondLossScaled, NO_PLAIN_PHASE))
+        trainer.factor = factor
+        trainer.optimizer = torch.optim.SGD(trainer.network.parameters(), lr=0.1)
+        before = modulation(trainer)
+        trainer.train_step(batch_for(trainer, world.task))
+        assert tiny.same(before, modulation(trainer)) is not moves
+
+    @pytest.mark.parametrize(
+        ("updates", "steps"), [("alternating", 2), ("joint", 1)], ids=["alternating", "joint"]
+    )
+    def test_each_kind_of_update_takes_its_number_of_steps_and_logs_both_losses(
+        self,
+        make_world: MakeWorld,
+        updates: str,
+        steps: int,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        world = make_world(dim=2)
+        settings = {"catenorm": {"plain_fraction": 0.0, "updates": updates}}
+        trainer = ready(world.trainer("CateNormTrainer", settings))
+        taken = []
+        step = trainer.optimizer.step
+        monkeypatch.setattr(trainer.optimizer, "step", lambda: taken.append(step()))
+        outputs = trainer.train_step(batch_for(trainer, world.task))
+        assert len(taken) == steps
+        assert outputs["parts"].keys() == {"first_pass", "second_pass"}
+        if updates == "alternating":
+            assert outputs["loss"] == pytest.approx(outputs["parts"]["second_pass"])
+
+    def test_what_lies_under_the_ignore_mask_of_regions_changes_nothing(
+        self, make_world: MakeWorld
+    ) -> None:
+        world = make_world(regions=True, ignore=True)
+        trainer = ready(world.trainer("CateNormTrainer", NO_PLAIN_PHASE))
+        batch = batch_for(trainer, world.task)
+        other = [scale.clone() for scale in batch["target"]]
+        for scale in other:
+            regions, ignored = scale[:, :-1], scale[:, -1:].bool()
+            regions[:] = torch.where(ignored, 1 - regions, regions)
+        assert not tiny.same(other, batch["target"])
+        results = []
+        for target in (batch["target"], other):
+            trainer.network.zero_grad()
+            parts = [
+                loss
+                for losses in trainer.compute_losses(batch["data"], target, batch["keys"])
+                for loss in losses.values()
+            ]
+            torch.stack(parts).sum().backward()
+            gradients = [p.grad for p in trainer.network.parameters() if p.grad is not None]
+            results.append([*(part.detach() for part in parts), *(g.clone() for g in gradients)])
+        assert tiny.same(*results)
+
+    def test_ignored_voxels_of_classes_have_no_gradient(self, make_world: MakeWorld) -> None:
+        world = make_world(ignore=True, deep_supervision=False)
+        trainer = ready(world.trainer("CateNormTrainer", NO_PLAIN_PHASE))
+        batch = batch_for(trainer, world.task)
+        logits = trainer.network(batch["data"]).detach().requires_grad_()
+        trainer.loss(logits, batch["target"]).backward()
+        ignored = (batch["target"] == tiny.IGNORE).expand_as(logits)
+        assert logits.grad[ignored].abs().max() == 0
+        assert logits.grad[~ignored].abs().max() > 0
+
+
+class TestPlainPhase:
+    def test_the_second_pass_starts_after_the_plain_share_of_epochs(
+        self, make_world: MakeWorld
+    ) -> None:
+        settings = {"num_epochs": 4, "catenorm": {"plain_fraction": 0.5}}
+        trainer = make_world(dim=2).trainer("CateNormTrainer", settings)
+        trainer.run_training()
+        names = [sorted(row.keys() - {"epoch"}) for row in trainer.history.rows]
+        both = ["first_pass", "first_pass_dice", "second_pass", "second_pass_dice"]
+        assert names == [["first_pass"], ["first_pass"], both, both]
+
+    def test_the_best_checkpoint_is_never_from_the_plain_phase(
+        self, make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        settings = {"num_epochs": 2, "catenorm": {"plain_fraction": 0.5}}
+        trainer = make_world(dim=2).trainer("CateNormTrainer", settings)
+        averages = []
+        end = trainer.on_epoch_end
+        monkeypatch.setattr(
+            trainer, "on_epoch_end", lambda: (averages.append(trainer._best_ema), end())
+        )
+        trainer.run_training()
+        assert averages == [None, None]  # forgotten when the second pass was switched on
+        logged = trainer.logger.get_value("ema_fg_dice", step=None)
+        assert logged[-1] == pytest.approx(trainer.history.rows[-1]["second_pass_dice"])
+        best = torch.load(f"{trainer.output_folder}/checkpoint_best.pth", weights_only=False)
+        assert best["current_epoch"] == 2
+        assert best["network_weights"]["catenorm.seg_layers.active"] == 1
+
+    def test_inherit_copies_the_plain_norms_of_that_moment(self, make_world: MakeWorld) -> None:
+        settings = {"catenorm": {"plain_fraction": 0.5, "initialisation": "inherit"}}
+        world = make_world(norm="batch")
+        trainer = ready(world.trainer("CateNormTrainer", settings))
+        batch = batch_for(trainer, world.task)
+        trainer.train_step(batch)
+        trainer.current_epoch = 1
+        trainer.on_train_epoch_start()
+        first, second = trainer.network.eval()(batch["data"], mode="both")
+        torch.testing.assert_close(second[0], first[0], atol=1e-4, rtol=0)
+
+
+class TestNetworkOfTheRecipe:
+    def test_regions_tell_the_network_to_use_a_sigmoid(self, make_world: MakeWorld) -> None:
+        trainer = ready(make_world(regions=True).trainer("CateNormTrainer", NO_PLAIN_PHASE))
+        assert trainer.network.state_dict()["catenorm.seg_layers.regions"] == 1
+
+    @pytest.mark.parametrize("norm", ["batch", "instance"])
+    def test_the_normalisation_can_be_chosen_against_the_plan(
+        self, make_world: MakeWorld, norm: str
+    ) -> None:
+        planned = {"batch": "instance", "instance": "batch"}[norm]
+        world = make_world(dim=2, norm=planned)
+        trainer = ready(world.trainer("CateNormTrainer", {"catenorm": {"norm": norm}}))
+        kinds = {type(m).__name__ for m in trainer.network.modules() if "Norm2d" in str(type(m))}
+        assert kinds == {{"batch": "BatchNorm2d", "instance": "InstanceNorm2d"}[norm]}
+
+    def test_prediction_rebuilds_the_network_with_the_settings_of_training(
+        self, make_world: MakeWorld
+    ) -> None:
+        settings = {"catenorm": {"reduction": 4, "decoder_stages": [0], "norm": "batch"}}
+        trainer = make_world(dim=2).trainer("CateNormTrainer", settings)
+        trainer.run_training()
+        predictor = nnUNetPredictor(device=tiny.CPU, allow_tqdm=False)
+        predictor.initialize_from_trained_model_folder(trainer.output_folder_base, (0,))
+        assert isinstance(predictor.network, CateNormUNet)
+        assert predictor.network.active
+        assert tiny.same(predictor.network.state_dict(), trainer.network.state_dict())
+
+    def test_mirrored_images_give_mirrored_logits_under_full_mirroring(
+        self, make_world: MakeWorld
+    ) -> None:
+        world = make_world()
+        trainer = ready(world.trainer("CateNormTrainer", NO_PLAIN_PHASE))
+        trainer.set_deep_supervision_enabled(False)
+        trainer.network.eval()
+        predictor = nnUNetPredictor(device=tiny.CPU, allow_tqdm=False)
+        predictor.manual_initialization(
+            trainer.network,
+            trainer.plans_manager,
+            trainer.configuration_manager,
+            None,
+            trainer.dataset_json,
+            "CateNormTrainer",
+            (0, 1, 2),
+        )
+        # nnU-Net's own routine for one tile; whole volumes are stored in half precision
+        image = world.task.images(batch_size=1)
+        with torch.no_grad():
+            logits, mirrored = (
+                predictor._internal_maybe_mirror_and_predict(each)
+                for each in (image, image.flip(3))
+            )
+        torch.testing.assert_close(mirrored, logits.flip(3), atol=1e-4, rtol=1e-4)
