@@ -19,8 +19,9 @@ import tempfile
 import time
 from pathlib import Path
 
-import nnunet_ext
 from record import processor
+
+import nnunet_ext
 
 PACKAGE = Path(nnunet_ext.__file__).parent
 STARTUP = Path(__file__).parents[1] / "startup"

@@ -54,7 +54,10 @@ class TrainingSettings:
         Literal["sgd", "adam"], Field(description="sgd is nnU-Net's, with Nesterov momentum 0.99")
     ] = "sgd"
     initial_lr: Annotated[
-        float | None, Field(gt=0, description="learning rate; default 1e-2 (sgd), 1e-3 (adam)")
+        float | None,
+        Field(
+            gt=0, allow_inf_nan=False, description="learning rate; default 1e-2 (sgd), 1e-3 (adam)"
+        ),
     ] = None
     seed: Annotated[
         int | None,

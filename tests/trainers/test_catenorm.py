@@ -9,7 +9,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import Tensor, nn
 
 from nnunet_ext.networks import CateNormUNet
-from nnunet_ext.trainers.base import Losses, Update
+from nnunet_ext.trainers.base import Losses
 from nnunet_ext.trainers.catenorm import SECOND_PASS, CateNormTrainer
 from tests import tiny
 
@@ -49,9 +49,7 @@ class SecondLossScaled(CateNormTrainer):
 
     factor = 1.0
 
-    def compute_losses(
-        self, data: Tensor, target: Any, keys: list[str]
-    ) -> Iterator[Losses | Update]:
+    def compute_losses(self, data: Tensor, target: Any, keys: list[str]) -> Iterator[Losses]:
         for losses in super().compute_losses(data, target, keys):
             factor = self.factor if SECOND_PASS in losses else 1.0
             yield {name: factor * loss for name, loss in losses.items()}
@@ -160,10 +158,13 @@ class TestPlainPhase:
         settings = {"num_epochs": 2, "catenorm": {"plain_fraction": 0.5}}
         trainer = make_world(dim=2).trainer("CateNormTrainer", settings)
         averages = []
-        end = trainer.on_epoch_end
-        monkeypatch.setattr(
-            trainer, "on_epoch_end", lambda: (averages.append(trainer._best_ema), end())
-        )
+        on_epoch_end = trainer.on_epoch_end
+
+        def remember_average() -> None:
+            averages.append(trainer._best_ema)
+            on_epoch_end()
+
+        monkeypatch.setattr(trainer, "on_epoch_end", remember_average)
         trainer.run_training()
         assert averages == [None, None]  # forgotten when the second pass was switched on
         logged = trainer.logger.get_value("ema_fg_dice", step=None)
