@@ -8,13 +8,13 @@ and a name that nobody knows gets the near matches.
 import os
 import sys
 from collections.abc import Callable, Iterator
-from difflib import get_close_matches
 from functools import wraps
 from importlib import import_module
 from inspect import signature
 from typing import Any
 
 from nnunet_ext.errors import UnknownNameError
+from nnunet_ext.near import did_you_mean
 
 USER_FOLDERS = "nnUNet_extTrainer"
 """nnU-Net's own environment variable: folders in which users keep their trainers."""
@@ -106,10 +106,10 @@ def _unknown(name: str, root: str, also_in: list[str] | None = None) -> UnknownN
     places = f", nor in {USER_FOLDERS} ({os.pathsep.join(also_in)})" if also_in else ""
     ours = _names(package)
     length = name[len(_without_length(package, name)) :]
-    close = get_close_matches(name, [*(known + length for known in ours), *_nnunets_names(root)])
-    hint = f" Did you mean {' or '.join(dict.fromkeys(close))}?" if close else ""
+    known = dict.fromkeys([*(each + length for each in ours), *_nnunets_names(root)])
     return UnknownNameError(
-        f"There is no {kind} called {name} in nnU-Net or nnunet_ext{places}.{hint}"
+        f"There is no {kind} called {name} in nnU-Net or nnunet_ext{places}."
+        f"{did_you_mean(name, known)}"
         f" nnunet_ext has: {', '.join(ours)}."
     )
 

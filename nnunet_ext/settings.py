@@ -12,7 +12,6 @@ settings of a method under the method's name. Whatever is not named keeps its de
 """
 
 import dataclasses
-import difflib
 import json
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, TypeVar
@@ -21,6 +20,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from nnunet_ext.errors import SettingsError
+from nnunet_ext.near import did_you_mean
 
 PLANS_KEY = "nnunet_ext"
 """Key of a plans configuration under which the settings stand."""
@@ -30,6 +30,9 @@ METHODS = ("catenorm",)
 
 STRICT = ConfigDict(extra="forbid", strict=True)
 """Settings refuse unknown keys and do not convert types."""
+
+NEUTRAL: dict[str, Any] = {"neutral": True}
+"""Marks, as ``json_schema_extra``, a setting that does not influence what is learned."""
 
 S = TypeVar("S")
 
@@ -61,7 +64,7 @@ class TrainingSettings:
     ] = None
     seed: Annotated[
         int | None,
-        Field(ge=0, lt=2**31, description="makes runs repeatable with nnUNet_n_proc_DA=0"),
+        Field(ge=0, lt=2**31, description="makes training repeatable if nnUNet_n_proc_DA=0"),
     ] = None
     progress_bar: Annotated[
         bool, Field(description="bar inside the epoch; never when not on a terminal")
@@ -107,6 +110,16 @@ def read_method_settings(
     return _validate(settings_class, block, f"{where}, {method}")
 
 
+def decisive(settings: Any) -> dict[str, Any]:
+    """Return those settings that must stay as they are when a training is continued."""
+    fields = type(settings).__pydantic_fields__
+    return {
+        name: value
+        for name, value in dataclasses.asdict(settings).items()
+        if not (fields[name].json_schema_extra or {}).get("neutral")
+    }
+
+
 def _block(parent: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
     block = parent.get(key, {})
     if not isinstance(block, Mapping):
@@ -131,6 +144,7 @@ def _validate(settings_class: type[S], block: Mapping[str, Any], where: str) -> 
 
 def _unknown_key(where: str, key: str, allowed: Iterable[str]) -> str:
     allowed = sorted(allowed)
-    close = difflib.get_close_matches(key, allowed, n=1)
-    hint = f' Did you mean "{close[0]}"?' if close else ""
-    return f'{where}: unknown setting "{key}".{hint} Allowed: {", ".join(allowed)}.'
+    return (
+        f'{where}: unknown setting "{key}".{did_you_mean(key, allowed)} '
+        f"Allowed: {', '.join(allowed)}."
+    )

@@ -343,7 +343,7 @@ class TestNamesOfNnunet:
             """
         assert run(site, code).split() == [
             f"nnunet_ext.{name}"
-            for name in ("discovery", "errors", "lookup", "planners", "trainers")
+            for name in ("discovery", "errors", "lookup", "near", "planners", "trainers")
         ]
 
 

@@ -25,6 +25,7 @@ PLANS = "TinyPlans"
 BASE = "tiny_base"
 CONFIGURATION = "tiny"
 """The configuration to train; it inherits from :data:`BASE` and holds our settings."""
+FIRST_STAGE = "tiny_lowres"
 CASES = ("case_0", "case_1", "case_2", "case_3")
 TRAIN, VALIDATION = CASES[:3], CASES[3:]
 EDGE = 16
@@ -53,9 +54,10 @@ class Task:
     anisotropic: bool = False
     norm: Literal["batch", "instance"] = "instance"
     deep_supervision: bool = True
+    cascade: bool = False
 
     def __str__(self) -> str:
-        switches = ("residual", "regions", "ignore", "anisotropic", "deep_supervision")
+        switches = ("residual", "regions", "ignore", "anisotropic", "cascade", "deep_supervision")
         words = [f"{self.dim}d", self.norm, *(name for name in switches if getattr(self, name))]
         return "-".join([*words, "two_channels"] if self.channels == 2 else words)
 
@@ -63,6 +65,11 @@ class Task:
     def heads(self) -> int:
         """Output channels: background and two classes, or two overlapping regions."""
         return 2 if self.regions else 3
+
+    @property
+    def input_channels(self) -> int:
+        """A cascade adds the classes that its first network found."""
+        return self.channels + (2 if self.cascade else 0)
 
     @property
     def patch_size(self) -> list[int]:
@@ -127,7 +134,7 @@ class Task:
             plan["network_class_name"],
             plan["arch_kwargs"],
             plan["_kw_requires_import"],
-            self.channels,
+            self.input_channels,
             self.heads,
             deep_supervision=self.deep_supervision,
         )
@@ -136,7 +143,7 @@ class Task:
     def images(self, batch_size: int = 2, seed: int = 0) -> torch.Tensor:
         """Draw a batch of images of noise."""
         generator = torch.Generator().manual_seed(seed)
-        return torch.randn(batch_size, self.channels, *self.patch_size, generator=generator)
+        return torch.randn(batch_size, self.input_channels, *self.patch_size, generator=generator)
 
 
 @dataclass(frozen=True)
@@ -169,6 +176,8 @@ class World:
             "batch_dice": dim == 2,
         }
         chosen = {"inherits_from": BASE, "nnunet_ext": QUICK | dict(settings or {})}
+        if task.cascade:
+            chosen["previous_stage"] = FIRST_STAGE
         plans = {
             "dataset_name": DATASET,
             "plans_name": PLANS,
@@ -177,7 +186,7 @@ class World:
             "image_reader_writer": "SimpleITKIO",
             "transpose_forward": [0, 1, 2],
             "transpose_backward": [0, 1, 2],
-            "configurations": {BASE: base, CONFIGURATION: chosen},
+            "configurations": {BASE: base, FIRST_STAGE: base, CONFIGURATION: chosen},
             "experiment_planner_used": "ExperimentPlanner",
             "label_manager": "LabelManager",
             "foreground_intensity_properties_per_channel": {},
@@ -198,7 +207,15 @@ class World:
         plans = self.plans(settings) | {"continue_training": continue_training}
         made = trainer(plans, CONFIGURATION, 0, copy.deepcopy(self.task.dataset_json), CPU)
         made.enable_deep_supervision = self.task.deep_supervision
+        if self.task.cascade:
+            self._write_first_stage(Path(made.folder_with_segs_from_previous_stage))
         return made
+
+    def _write_first_stage(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, case in enumerate(CASES):
+            seg = np.clip(_draw(self.task, number)[1], 0, 2)
+            nnUNetDatasetBlosc2.save_seg(seg, str(folder / case), seg.shape, seg.shape)
 
     @property
     def results(self) -> Path:

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nnunet_ext.cli.near import did_you_mean
 from nnunet_ext.errors import UserError
+from nnunet_ext.near import did_you_mean
 
 FOLDER_VARIABLE = "nnUNet_preprocessed"
 

@@ -25,7 +25,12 @@ from tqdm import tqdm
 
 from nnunet_ext import __version__
 from nnunet_ext.errors import NonFiniteLossError
-from nnunet_ext.settings import TrainingSettings, read_method_settings, read_training_settings
+from nnunet_ext.settings import (
+    TrainingSettings,
+    decisive,
+    read_method_settings,
+    read_training_settings,
+)
 from nnunet_ext.trainers import checkpoint as checkpoints
 from nnunet_ext.trainers.history import History
 
@@ -224,6 +229,7 @@ class ExtensionTrainer(nnUNetTrainer):
 
         updates = _as_updates(self.compute_losses(data, target, keys))
         parts: Losses = {}
+        reported: Tensor | None = None  # as train loss: the last update of the network
         while True:
             self._zero_gradients()
             with self.autocast():
@@ -231,13 +237,15 @@ class ExtensionTrainer(nnUNetTrainer):
             if update is None:
                 break
             total = self._optimise(update)
-            if update.optimizer is None:
-                network_loss = total
+            if update.optimizer is None or reported is None:
+                reported = total
             parts |= {name: part.detach().float() for name, part in update.losses.items()}
 
+        if reported is None:
+            raise ValueError(f"{type(self).__name__}.compute_losses gave no loss to optimise.")
         # one transfer for all parts, as stock nnU-Net does one for its loss
         names = list(parts)
-        values = torch.stack([network_loss, *parts.values()]).cpu().numpy()
+        values = torch.stack([reported, *parts.values()]).cpu().numpy()
         figures = dict(zip(names, values[1:].tolist(), strict=True))
         self._refuse_non_finite(figures, keys)
         if self._bar is not None:
@@ -311,9 +319,8 @@ class ExtensionTrainer(nnUNetTrainer):
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         state = checkpoints.read(filename_or_checkpoint).get(checkpoints.EXTENSION_KEY)
         if state is not None:
-            checkpoints.refuse_other_settings(
-                state["settings"], self._settings_as_dicts(), filename_or_checkpoint
-            )
+            current = {method: decisive(settings) for method, settings in self.settings.items()}
+            checkpoints.refuse_other_settings(state["settings"], current, filename_or_checkpoint)
         super().load_checkpoint(filename_or_checkpoint)
         if state is not None:
             self.history.rows = state["history"]
@@ -325,11 +332,9 @@ class ExtensionTrainer(nnUNetTrainer):
     def _best_ema_of_all_epochs(self) -> float | None:
         # nnU-Net writes the latest checkpoint before it looks whether this epoch is the best;
         # a continued training would then replace the best checkpoint by a worse one
-        best: float | None = self._best_ema
-        for value in self.logger.get_value("ema_fg_dice", step=None)[-1:]:
-            if best is None or value > best:
-                best = value
-        return best
+        latest = self.logger.get_value("ema_fg_dice", step=None)[-1:]
+        known = [average for average in (self._best_ema, *latest) if average is not None]
+        return max(known, default=None)
 
     def _extension_state(self) -> dict[str, Any]:
         return {

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from nnunet_ext.networks import CateNormUNet
 from nnunet_ext.networks.catenorm import Logits
-from nnunet_ext.settings import STRICT, read_method_settings
+from nnunet_ext.settings import NEUTRAL, STRICT, read_method_settings
 from nnunet_ext.trainers.base import ExtensionTrainer, Losses, unwrap
 
 FIRST_PASS = "first_pass"
@@ -61,7 +61,11 @@ class CateNormSettings:
         Field(description="random, or the second pass starts as a copy of the first"),
     ] = "default"
     recompute: Annotated[
-        bool, Field(description="recompute modulations in the backward pass to save memory")
+        bool,
+        Field(
+            description="recompute modulations in the backward pass to save memory",
+            json_schema_extra=NEUTRAL,
+        ),
     ] = False
 
 

@@ -1,6 +1,7 @@
 """Reading and writing checkpoint files without losing anything."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,29 +50,30 @@ def write(checkpoint: dict[str, Any], path: str | Path) -> None:
 
 
 def refuse_other_settings(
-    stored: dict[str, dict[str, Any]], current: dict[str, dict[str, Any]], path: str | Path
+    stored: Mapping[str, Mapping[str, Any]],
+    current: Mapping[str, Mapping[str, Any]],
+    path: str | Path,
 ) -> None:
     """Refuse to continue with method settings other than those of the checkpoint.
 
+    Only settings that both know are compared: one that a later version adds must not make
+    older checkpoints useless.
+
     Args:
         stored: Method -> settings, as written in the checkpoint.
-        current: Method -> settings in force.
+        current: Method -> settings in force that decide what is learned.
 
     Raises:
         CheckpointError: Naming every setting that differs.
     """
     differences = [
-        f"{method}.{key} was {_get(stored, method, key)!r}, now {_get(current, method, key)!r}"
-        for method in sorted(stored.keys() | current.keys())
-        for key in sorted(stored.get(method, {}).keys() | current.get(method, {}).keys())
-        if _get(stored, method, key) != _get(current, method, key)
+        f"{method}.{key} was {stored[method][key]!r}, now {value!r}"
+        for method, settings in current.items()
+        for key, value in settings.items()
+        if stored.get(method, {}).get(key, value) != value
     ]
     if differences:
         raise CheckpointError(
             f"{path} was made with other settings: {'; '.join(differences)}. Restore them in the "
             "plans, or train a configuration of another name (nnunet-ext configure)."
         )
-
-
-def _get(settings: dict[str, dict[str, Any]], method: str, key: str) -> Any:
-    return settings.get(method, {}).get(key, "not set")

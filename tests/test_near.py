@@ -1,4 +1,4 @@
-from nnunet_ext.cli.near import did_you_mean, near_matches
+from nnunet_ext.near import did_you_mean, near_matches
 
 COMMANDS = ("nnUNetv2_train", "nnUNetv2_predict", "nnUNetv2_preprocess", "nnUNetv2_ensemble")
 

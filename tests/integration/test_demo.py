@@ -1,0 +1,47 @@
+"""The whole demo, tiny, with nnU-Net's real commands."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def demo(out: Path, *options: str) -> "subprocess.CompletedProcess[str]":
+    tiny = ("--cases", "5", "--epochs", "1", "--iterations", "2", "--device", "cpu")
+    return subprocess.run(
+        [sys.executable, "-m", "nnunet_ext.cli", "demo", "--out", str(out), *tiny, *options],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.mark.slow
+def test_demo_makes_scores_and_picture_and_does_nothing_twice(tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    first = demo(out)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "$ nnUNetv2_train 999 3d_fullres_demo 0 -tr CateNormTrainer" in first.stdout
+    assert "epoch 1 of 1, pseudo Dice" in first.stdout
+    table = (out / "summary.txt").read_text(encoding="utf-8")
+    for part in ("3 test cases of Phantom", "organ", "lesion", "siteB, 1 case", "worst case"):
+        assert part in table
+        assert part in first.stdout
+    assert (out / "demo.png").read_bytes().startswith(b"\x89PNG")
+    assert len(list((out / "predictions").glob("*.nii.gz"))) == 3
+    finished = json.loads((out / "demo.json").read_text())["finished"]
+    assert list(finished) == ["data", "convert", "preprocess", "train", "predict", "evaluate"]
+
+    again = demo(out)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert again.stdout.count("done already") == 6
+    assert "$ nnUNetv2" not in again.stdout
+    assert "siteB, 1 case" in again.stdout
+
+    other = demo(out, "--seed", "1")
+    assert other.returncode == 1
+    assert "seed 0, now 1" in other.stderr
+    assert "Traceback" not in other.stderr

@@ -1,0 +1,113 @@
+"""Planners on the fingerprint of large images, without the images."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813
+from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import (
+    ExperimentPlanner,
+)
+from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_encoder_unet_planners import (  # noqa: E501
+    nnUNetPlannerResEncM,
+)
+
+from nnunet_ext import planners
+
+DATASET = "Dataset779_Large"
+SHAPE = [120, 300, 300]
+CASES = 10
+
+
+@pytest.fixture
+def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The preprocessed folder of a data set of large CT images, of which only one exists."""
+    for name in ("raw", "preprocessed", "results"):
+        (tmp_path / name / DATASET).mkdir(parents=True)
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    raw, preprocessed = tmp_path / "raw" / DATASET, tmp_path / "preprocessed" / DATASET
+    description = {
+        "channel_names": {"0": "CT"},
+        "labels": {"background": 0, "liver": 1, "tumour": 2},
+        "numTraining": CASES,
+        "file_ending": ".nii.gz",
+    }
+    (raw / "dataset.json").write_text(json.dumps(description))
+    for folder, name in (("imagesTr", "case_0000.nii.gz"), ("labelsTr", "case.nii.gz")):
+        (raw / folder).mkdir()
+        image = sitk.GetImageFromArray(np.zeros((4, 4, 4), np.uint8))
+        sitk.WriteImage(image, raw / folder / name)
+    fingerprint = {
+        "spacings": [[1.0, 1.0, 1.0]] * CASES,
+        "shapes_after_crop": [SHAPE] * CASES,
+        "median_relative_size_after_cropping": 1.0,
+        "foreground_intensity_properties_per_channel": {"0": {"mean": 0.0, "std": 1.0}},
+    }
+    (preprocessed / "dataset_fingerprint.json").write_text(json.dumps(fingerprint))
+    return preprocessed
+
+
+def plan(planner: type[ExperimentPlanner], **options: Any) -> dict[str, Any]:
+    configurations: dict[str, Any] = planner(DATASET, **options).plan_experiment()["configurations"]
+    return configurations
+
+
+def voxels(configuration: dict[str, Any]) -> int:
+    return int(np.prod(configuration["patch_size"])) * configuration["batch_size"]
+
+
+@pytest.mark.usefixtures("large")
+@pytest.mark.parametrize(
+    ("ours", "stock"),
+    [
+        (planners.CateNormPlanner, ExperimentPlanner),
+        (planners.CateNormResEncPlanner, nnUNetPlannerResEncM),
+    ],
+)
+def test_catenorm_plans_are_smaller_than_stock_but_of_stock_networks(
+    ours: type[ExperimentPlanner], stock: type[ExperimentPlanner]
+) -> None:
+    catenorm, plain = plan(ours), plan(stock)
+    for name in ("2d", "3d_fullres"):
+        assert 0.4 * voxels(plain[name]) < voxels(catenorm[name]) < voxels(plain[name])
+        networks = {each[name]["architecture"]["network_class_name"] for each in (catenorm, plain)}
+        assert len(networks) == 1
+
+
+def test_compact_plans_stay_small_for_large_images(large: Path) -> None:
+    compact = plan(planners.CompactPlanner)
+    assert voxels(compact["3d_fullres"]) <= 2 * 50**3
+    assert voxels(compact["2d"]) <= 16 * 256**2
+    for name in ("2d", "3d_fullres"):
+        # every decoder here finds the four stages that it needs
+        assert compact[name]["architecture"]["arch_kwargs"]["n_stages"] >= 4
+    assert json.loads((large / "CompactPlans.json").read_text())["plans_name"] == "CompactPlans"
+
+
+@pytest.mark.usefixtures("large")
+def test_preprocessed_data_are_shared_with_stock_plans_where_they_are_the_same() -> None:
+    def identifiers(**options: Any) -> dict[str, str]:
+        plans = plan(planners.CompactPlanner, **options)
+        return {name: each["data_identifier"] for name, each in plans.items() if len(each) > 3}
+
+    shared = identifiers()
+    assert shared["3d_fullres"] == "nnUNetPlans_3d_fullres"
+    assert shared["2d"] == "nnUNetPlans_2d"
+    assert shared.get("3d_lowres", "CompactPlans_3d_lowres") == "CompactPlans_3d_lowres"
+    other = identifiers(overwrite_target_spacing=[2.0, 2.0, 2.0], plans_name="Coarse")
+    assert other["3d_fullres"] == "Coarse_3d_fullres"
+
+
+@pytest.mark.usefixtures("large")
+def test_planning_works_without_augmentation_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    assert "3d_fullres" in plan(planners.CompactPlanner)
+
+
+@pytest.mark.usefixtures("large")
+def test_a_larger_memory_target_gives_larger_patches_or_batches() -> None:
+    small = plan(planners.CompactPlanner)
+    large = plan(planners.CompactPlanner, gpu_memory_target_in_gb=0.4)
+    assert voxels(large["3d_fullres"]) > voxels(small["3d_fullres"])
