@@ -187,7 +187,7 @@ NEW = ("--name", "new", "--set", "num_epochs=2")
         (("--name", "new", "--set", "optimizer=lion"), ["'sgd' or 'adam'"]),
         (("--name", "new", "--set", "catenorm=4"), ['"catenorm" must be an object']),
         (("--name", "new", "--set", "seed.x=4"), ["seed is 7"]),
-        (("--name", "new", "--set", "catenorm.reducton=4"), ['"reduction"', "Allowed: decoder"]),
+        (("--name", "new", "--set", "catenorm.reducton=4"), ["reduction?", "Allowed: decoder"]),
         (("--name", "new", "--set", "catenorm.reduction=0"), ["reduction", "greater than"]),
         (("--name", "a__b", "--set", "num_epochs=2"), ['"a__b"', "double underscores"]),
         (("--name", "a/b", "--set", "num_epochs=2"), ['"a/b"']),
