@@ -160,7 +160,7 @@ class TrainerContract:
         assert _is_plain(ours), ours
 
     def test_no_temporary_file_stays_behind(self, training: Training) -> None:
-        assert not list(training.world.results.rglob("*.tmp"))
+        assert not list(training.world.results.rglob("*.partial"))
 
     @pytest.mark.parametrize("completed", [1, 3])
     def test_a_continued_training_equals_an_uninterrupted_one(

@@ -4,12 +4,12 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from nnunet_ext.errors import UserError
+from nnunet_ext.files import replacing
 from nnunet_ext.near import did_you_mean
 
 FOLDER_VARIABLE = "nnUNet_preprocessed"
@@ -67,24 +67,12 @@ class PlansFile:
 
     def save(self) -> None:
         """Write the file in one step, so that no reader ever sees half of it."""
-        temporary = None
         try:
-            with tempfile.NamedTemporaryFile(
-                "w",
-                dir=self.path.parent,
-                prefix=f".{self.path.name}.",
-                delete=False,
-                encoding="utf-8",
-            ) as file:
-                temporary = Path(file.name)
-                json.dump(self.content, file, indent=4)
-            shutil.copymode(self.path, temporary)
-            os.replace(temporary, self.path)
+            with replacing(self.path) as partial:
+                partial.write_text(json.dumps(self.content, indent=4), encoding="utf-8")
+                shutil.copymode(self.path, partial)
         except OSError as error:
             raise UserError(f"Cannot write {self.path}: {error.strerror}.") from None
-        finally:
-            if temporary is not None:
-                temporary.unlink(missing_ok=True)
 
     def _require(self, name: str, heir: str | None) -> None:
         if name not in self.configurations:

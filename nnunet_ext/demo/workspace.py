@@ -1,12 +1,12 @@
 """The working folder of a demo: where everything is, and which steps are finished."""
 
 import json
-import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from nnunet_ext.errors import UserError
+from nnunet_ext.files import replacing
 
 
 @dataclass(frozen=True)
@@ -159,6 +159,5 @@ def _shown(value: object) -> str:
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file so that it is never seen half-written."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -227,7 +227,7 @@ class ExtensionTrainer(nnUNetTrainer):
         target = self._to_device(batch["target"])
         keys = [str(key) for key in batch["keys"]]
 
-        updates = _as_updates(self.compute_losses(data, target, keys))
+        updates = self._updates(data, target, keys)
         parts: Losses = {}
         reported: Tensor | None = None  # as train loss: the last update of the network
         while True:
@@ -251,6 +251,12 @@ class ExtensionTrainer(nnUNetTrainer):
         if self._bar is not None:
             self._bar.update()
         return {"loss": values[0], "parts": figures}
+
+    def _updates(self, data: Tensor, target: Any, keys: list[str]) -> Iterator[Update]:
+        # a generator, so that also a recipe that is none computes inside autocast
+        losses = self.compute_losses(data, target, keys)
+        for update in [losses] if isinstance(losses, dict) else losses:
+            yield update if isinstance(update, Update) else Update(update)
 
     def _optimise(self, update: Update) -> Tensor:
         total = torch.stack([part.float() for part in update.losses.values()]).sum()
@@ -394,8 +400,3 @@ def unwrap(module: nn.Module, *, keep_compiled: bool = False) -> nn.Module:
 
 def _parameters_of(optimizer: Optimizer) -> list[Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def _as_updates(losses: Losses | Iterator[Losses | Update]) -> Iterator[Update]:
-    for update in [losses] if isinstance(losses, dict) else losses:
-        yield update if isinstance(update, Update) else Update(update)

@@ -1,6 +1,5 @@
 """Reading and writing checkpoint files without losing anything."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import torch
 
 from nnunet_ext.errors import CheckpointError
+from nnunet_ext.files import replacing
 
 EXTENSION_KEY = "nnunet_ext"
 """Key of a checkpoint under which everything stands that stock nnU-Net does not know."""
@@ -44,9 +44,8 @@ def _unreadable(path: str | Path, error: Exception) -> str:
 
 def write(checkpoint: dict[str, Any], path: str | Path) -> None:
     """Write a checkpoint; an interruption leaves the previous file as it was."""
-    partial = f"{path}.tmp"
-    torch.save(checkpoint, partial)
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        torch.save(checkpoint, partial)
 
 
 def refuse_other_settings(

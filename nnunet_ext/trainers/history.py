@@ -1,12 +1,13 @@
 """The record of a training: every part of the loss and every extra figure, per epoch."""
 
 import csv
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from matplotlib import style
 from matplotlib.figure import Figure
+
+from nnunet_ext.files import replacing
 
 EPOCH = "epoch"
 
@@ -32,12 +33,10 @@ class History:
 
     def write_csv(self, path: Path) -> None:
         """Write one line per epoch; a figure that an epoch lacks stays empty."""
-        partial = path.with_suffix(".csv.tmp")
-        with partial.open("w", newline="", encoding="utf-8") as file:
+        with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, [EPOCH, *self.names])
             writer.writeheader()
             writer.writerows(self.rows)
-        os.replace(partial, path)
 
     def plot(self, path: Path) -> None:
         """Draw losses on the left and Dice scores (names ending in ``dice``) on the right."""

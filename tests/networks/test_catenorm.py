@@ -358,6 +358,16 @@ class TestNetwork:
         x = images(dim)
         torch.testing.assert_close(compiled(x, mode=mode), network(x, mode=mode))
 
+    def test_half_precision_features_meet_the_float32_prior(self, residual: bool) -> None:
+        network = CateNormUNet(make_unet(3, "instance", residual), CLASSES)
+        network.activate()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            first, second = network(images(3), mode="both")
+        assert network.prior_from(first).dtype == torch.float32
+        assert first.dtype == second.dtype == torch.bfloat16
+        second.float().square().mean().backward()
+        assert all(p.grad.isfinite().all() for p in network.catenorm.parameters())
+
     def test_projections_on_skips_stay_plain(self, residual: bool) -> None:
         network = CateNormUNet(make_unet(2, "instance", residual), CLASSES, encoder_stages=[1])
         assert len(network._modified) == 2

@@ -184,6 +184,42 @@ def test_a_generator_steps_once_for_each_yield(make_world: MakeWorld) -> None:
     assert tiny.same(weights(twice), weights(once))
 
 
+@pytest.mark.parametrize("recipe", [WithAuxiliary, TwoUpdates], ids=["dict", "generator"])
+def test_losses_are_computed_inside_autocast_and_optimised_outside(
+    make_world: MakeWorld, recipe: type[ExtensionTrainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = started(make_world(dim=2).trainer(recipe))
+    seen: dict[str, set[bool]] = {"forward": set(), "step": set()}
+    trainer.autocast = lambda: torch.autocast("cpu", dtype=torch.bfloat16)
+    forward, step = trainer.network.forward, trainer.optimizer.step
+
+    def watched_forward(data: torch.Tensor) -> Any:
+        seen["forward"].add(torch.is_autocast_enabled("cpu"))
+        return forward(data)
+
+    def watched_step() -> None:
+        seen["step"].add(torch.is_autocast_enabled("cpu"))
+        step()
+
+    monkeypatch.setattr(trainer.network, "forward", watched_forward)
+    monkeypatch.setattr(trainer.optimizer, "step", watched_step)
+    trainer.train_step(next(trainer.dataloader_train))
+    assert seen == {"forward": {True}, "step": {False}}
+
+
+@pytest.mark.parametrize("name", ["ExtensionTrainer", "CateNormTrainer"])
+def test_scaling_gradients_changes_nothing_in_float32(make_world: MakeWorld, name: str) -> None:
+    world = make_world(dim=2)
+    settings = {"catenorm": {"plain_fraction": 0.0}}
+    scaled, plain = (started(world.trainer(name, settings)) for _ in range(2))
+    scaled.network.load_state_dict(plain.network.state_dict())
+    scaled.grad_scaler = torch.GradScaler("cpu", init_scale=2.0**8)
+    batch = next(plain.dataloader_train)
+    for trainer in (scaled, plain):
+        trainer.train_step(copy.deepcopy(batch))
+    torch.testing.assert_close(weights(scaled), weights(plain), atol=1e-6, rtol=1e-5)
+
+
 def test_an_update_with_its_own_optimizer_leaves_the_network_alone(make_world: MakeWorld) -> None:
     world = make_world()
     critic, plain = started(world.trainer(WithCritic)), started(world.trainer("ExtensionTrainer"))
