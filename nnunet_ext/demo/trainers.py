@@ -10,8 +10,6 @@ from nnunet_ext import trainers
 from nnunet_ext.errors import UserError
 from nnunet_ext.near import did_you_mean
 
-_LENGTH = re.compile(r"(?P<base>\w+?)_(?P<epochs>[1-9]\d*)epochs?")
-
 STOCK_EPOCHS = 1000
 """Epochs of nnU-Net's trainers whose name does not tell."""
 
@@ -45,7 +43,7 @@ def choose_trainer(name: str, epochs: int | None, default_epochs: int) -> Traine
     Raises:
         UserError: If there is no such trainer, or none of that length.
     """
-    length = _LENGTH.fullmatch(name)
+    length = trainers.LENGTH_SUFFIX.fullmatch(name)
     if length and epochs not in (None, int(length["epochs"])):
         raise UserError(
             f"The name {name} says {length['epochs']} epochs, but --epochs is {epochs}. "
@@ -68,7 +66,7 @@ def _choose_foreign(name: str, length: re.Match[str] | None, epochs: int | None)
         return TrainerChoice(name, int(length["epochs"]), reads_settings=False)
     variants = {STOCK_EPOCHS: name} if name == "nnUNetTrainer" else {}
     for other in known:
-        match = _LENGTH.fullmatch(other)
+        match = trainers.LENGTH_SUFFIX.fullmatch(other)
         if match and match["base"] == name:
             variants[int(match["epochs"])] = other
     if epochs is None and not variants:
