@@ -1,0 +1,48 @@
+"""The benchmark scripts run and record what they promise."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from tests import tiny
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+def run(script: str, *arguments: str | Path) -> str:
+    outcome = subprocess.run(
+        [sys.executable, BENCHMARKS / script, *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert outcome.returncode == 0, outcome.stderr[-3000:]
+    return outcome.stdout
+
+
+def test_step_cost_compares_arms_with_settings_and_names_its_circumstances(
+    make_world: Callable[..., tiny.World], tmp_path: Path
+) -> None:
+    make_world(regions=True)
+    record = tmp_path / "record.json"
+    catenorm = 'CateNormTrainer={"catenorm": {"plain_fraction": 0.0}}'
+    data = ["--dataset", "777", "--plans", tiny.PLANS, "--configuration", tiny.BASE]
+    few = ["--warm-up", "1", "--steps", "2", "--record", record]
+    run("step_cost.py", *data, "--arm", "ExtensionTrainer", "--arm", catenorm, *few)
+    result = json.loads(record.read_text())
+    assert {"date", "processor", "python", "versions", "arguments"} <= result.keys()
+    first, second = result["arms"]
+    assert (first["train_ratio"], first["predict_ratio"], first["peak_ratio"]) == (1, 1, 1)
+    assert second["arm"] == catenorm
+    assert second["train_s"] > 0
+
+
+def test_startup_cost_prints_the_difference_to_a_bare_interpreter() -> None:
+    output = run("startup_cost.py", "--runs", "3")
+    assert "without nnunet_ext" in output
+    assert "with nnunet_ext" in output
+    assert "budget of 3 ms" in output
