@@ -7,8 +7,8 @@ continues what was interrupted. Trainers must train equally long, so name them w
         --trainers nnUNetTrainer_5epochs CateNormTrainer_5epochs \
         --record benchmarks/results/hippocampus_catenorm.json
 
-The last trainer predicts the test images, and overlays of some of them are drawn beside the
-record.
+The last trainer predicts the test images. Overlays of some of them are drawn into the results
+folder, not beside the record: most data sets must not be redistributed.
 """
 
 import argparse
@@ -135,7 +135,7 @@ def main() -> None:
         "prediction": predict(arguments.trainers[-1], dataset, arguments.device, predictions),
     }
     record.save(arguments.record, result)
-    draw(dataset, predictions, arguments.record.with_suffix(".png"))
+    draw(dataset, predictions, predictions.with_suffix(".png"))
     print(arguments.record.read_text())
 
 

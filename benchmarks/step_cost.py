@@ -11,6 +11,7 @@ The first arm is what the others are compared with.
 """
 
 import argparse
+import contextlib
 import json
 import multiprocessing as mp
 import os
@@ -37,6 +38,11 @@ class Arm:
         self._process = context.Process(target=serve, args=worker, daemon=True)
         self._process.start()
 
+    def close(self) -> None:
+        """Let the process end."""
+        self._connection.close()
+        self._process.join()
+
     def ask(self, what: str) -> float:
         """Let the process do one thing and return what it measured."""
         self._connection.send(what)
@@ -61,8 +67,9 @@ def serve(
             "predict": lambda: predict(trainer, batch["data"][:1].to(device)),
             "memory": memory.since_start,
         }
-        while True:
-            connection.send(answers[connection.recv()]())
+        with contextlib.suppress(EOFError):  # the measurement is over
+            while True:
+                connection.send(answers[connection.recv()]())
 
 
 def build_trainer(
@@ -223,6 +230,8 @@ def main() -> None:
     arguments = parser.parse_args()
     arms = [Arm(spec, arguments) for spec in arguments.arm]
     rows = measure(arms, arguments.warm_up, arguments.steps)
+    for arm in arms:
+        arm.close()
     columns = list(rows[0])
     print("  ".join(f"{column:>13}" for column in columns[1:]))
     for row in rows:

@@ -113,7 +113,13 @@ class CateNorm(nn.Module):
 
     def _modulate(self, normalised: Tensor, prior: Tensor) -> Tensor:
         hidden = F.relu(self.shared(prior))
-        return torch.addcmul(normalised, normalised, self.gamma(hidden)) + self.beta(hidden)
+        convolve = F.conv3d if hidden.ndim == 5 else F.conv2d
+        # both modulations by one convolution, which reads the hidden map only once
+        weight = torch.cat([self.gamma.weight, self.beta.weight])
+        bias = torch.cat([self.gamma.bias, self.beta.bias])
+        gamma, beta = convolve(hidden, weight, bias, padding=self.gamma.padding).chunk(2, dim=1)
+        # 1 + gamma is a tensor of its own, so that the backward pass does not keep beta, too
+        return torch.addcmul(beta, normalised, 1 + gamma)
 
     @torch.no_grad()
     def inherit(self, plain: _BatchNorm | _InstanceNorm) -> None:
