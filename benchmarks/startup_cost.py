@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from record import processor
+import record
 
 import nnunet_ext
 
@@ -53,7 +53,9 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--runs", type=int, default=200, help="starts of each interpreter")
-    runs = parser.parse_args().runs
+    parser.add_argument("--record", type=Path, help="JSON file to write")
+    arguments = parser.parse_args()
+    runs = arguments.runs
     switched_on = {k: v for k, v in os.environ.items() if k != "NNUNET_EXT_AUTOLOAD"}
     switched_off = switched_on | {"NNUNET_EXT_AUTOLOAD": "0"}
     with tempfile.TemporaryDirectory() as folder:
@@ -73,10 +75,12 @@ def main() -> None:
     medians = {name: statistics.median(values) for name, values in times.items()}
     baseline = medians["without nnunet_ext"]
     print(f"nnunet_ext {nnunet_ext.__version__}, Python {platform.python_version()}")
-    print(f"{platform.platform()}, {processor()}, {runs} starts each")
+    print(f"{platform.platform()}, {record.processor()}, {runs} starts each")
     for name, median in medians.items():
         print(f"{name:28} median {median:6.2f} ms  difference {median - baseline:+5.2f} ms")
     added = medians["with nnunet_ext"] - baseline
+    if arguments.record:
+        record.save(arguments.record, {"starts": runs, "median_ms": medians})
     print(f"{'within' if added <= BUDGET_MS else 'OVER'} the budget of {BUDGET_MS:g} ms")
 
 

@@ -80,12 +80,26 @@ def comparison(record: dict[str, Any]) -> str:
     )
 
 
+def startup_cost(record: dict[str, Any]) -> str:
+    """Report what the start-up file costs."""
+    bare, *_ = record["median_ms"].values()
+    rows = [
+        [name, f"{milliseconds:.2f}", f"{milliseconds - bare:+.2f}"]
+        for name, milliseconds in record["median_ms"].items()
+    ]
+    return f"{record['starts']} starts each.\n\n{table(['interpreter', 'ms', 'difference'], rows)}"
+
+
+REPORTS = {"arms": step_cost, "trainings": comparison, "median_ms": startup_cost}
+"""What a record holds -> who reports it."""
+
+
 def main() -> None:
     """Write the page."""
     sections = [INTRODUCTION]
     for path in sorted(RESULTS.glob("*.json")):
         record = json.loads(path.read_text())
-        report = step_cost if "arms" in record else comparison
+        report = next(REPORTS[key] for key in REPORTS if key in record)
         sections.append(f"## {path.stem}\n\n{circumstances(record)} {report(record)}\n")
     (RESULTS / "README.md").write_text("\n".join(sections))
 

@@ -163,6 +163,7 @@ class ExtensionTrainer(nnUNetTrainer):
                 module.compile()
 
     def configure_optimizers(self) -> tuple[Optimizer, PolyLRScheduler]:
+        """Build the auxiliary networks and all optimisers; called once the network exists."""
         self.auxiliary = nn.ModuleDict(self.build_auxiliary()).to(self.device)
         self.auxiliary_optimizers = self.build_auxiliary_optimizers()
         optimizer, scheduler = super().configure_optimizers()
@@ -223,6 +224,14 @@ class ExtensionTrainer(nnUNetTrainer):
             self._bar = tqdm(total=self.num_iterations_per_epoch, leave=False, unit="batch")
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Take all optimisation steps of one batch.
+
+        Returns:
+            ``loss``, which nnU-Net logs as train loss, and ``parts`` by name.
+
+        Raises:
+            NonFiniteLossError: If a part is NaN or infinite; names it and the cases.
+        """
         data = batch["data"].to(self.device, non_blocking=True)
         target = self._to_device(batch["target"])
         keys = [str(key) for key in batch["keys"]]

@@ -92,6 +92,7 @@ class CateNormTrainer(ExtensionTrainer):
         num_output_channels: int,
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
+        """Wrap the planned U-Net; all that shapes it comes from the plans."""
         settings = read_method_settings(
             configuration_manager.configuration, "catenorm", CateNormSettings
         )
@@ -141,6 +142,7 @@ class CateNormTrainer(ExtensionTrainer):
         super().on_train_epoch_start()
 
     def compute_losses(self, data: Tensor, target: Any, keys: list[str]) -> Iterator[Losses]:
+        """One update per pass, or one on the sum of both losses (``updates: "joint"``)."""
         if not self._unet.active:
             yield {FIRST_PASS: self.loss(self.network(data, mode="first"), target)}
         elif self.catenorm.updates == "joint":
@@ -159,6 +161,7 @@ class CateNormTrainer(ExtensionTrainer):
         self._first_pass_scores: list[dict[str, Any]] = []
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Score both passes, from one run of the network; nnU-Net gets those of the second."""
         if not self._unet.active:
             scores: dict[str, Any] = super().validation_step(batch)
             return scores
