@@ -23,6 +23,8 @@ from typing import Any
 
 import record
 
+from nnunet_ext.demo.decathlon import TaskFolder, check_task_folder
+
 PLANNER, PLANS, CONFIGURATION, FOLD = "CompactPlanner", "CompactPlans", "3d_fullres", "0"
 CASES_TO_DRAW = 4
 
@@ -35,13 +37,13 @@ def run(*command: str) -> float:
     return time.perf_counter() - begin
 
 
-def prepare(task: Path, dataset: str) -> None:
+def prepare(task: TaskFolder) -> None:
     """Convert, plan and preprocess, unless it is done."""
-    number = str(int(dataset[7:10]))
-    if not Path(os.environ["nnUNet_raw"], dataset).exists():
-        run("nnUNetv2_convert_MSD_dataset", "-i", str(task))
-    if not Path(os.environ["nnUNet_preprocessed"], dataset, f"{PLANS}.json").exists():
-        run("nnUNetv2_plan_and_preprocess", "-d", number, "-pl", PLANNER, "-c", CONFIGURATION)
+    if not Path(os.environ["nnUNet_raw"], task.dataset_name).exists():
+        run("nnUNetv2_convert_MSD_dataset", "-i", str(task.path))
+    if not Path(os.environ["nnUNet_preprocessed"], task.dataset_name, f"{PLANS}.json").exists():
+        options = ["-d", str(task.task_id), "-pl", PLANNER, "-c", CONFIGURATION]
+        run("nnUNetv2_plan_and_preprocess", *options)
 
 
 def train(trainer: str, dataset: str, device: str) -> Path:
@@ -121,9 +123,9 @@ def main() -> None:
     parser.add_argument("--device", default="cuda", choices=["cpu", "cuda", "mps"])
     parser.add_argument("--record", type=Path, required=True, help="JSON file to write")
     arguments = parser.parse_args()
-    number, name = arguments.task.resolve().name.removeprefix("Task").split("_")
-    dataset = f"Dataset{int(number):03d}_{name}"
-    prepare(arguments.task, dataset)
+    task = check_task_folder(arguments.task)
+    dataset = task.dataset_name
+    prepare(task)
     folds = {trainer: train(trainer, dataset, arguments.device) for trainer in arguments.trainers}
     predictions = Path(os.environ["nnUNet_results"], dataset, "test_predictions")
     result = {

@@ -107,7 +107,8 @@ def random_batch(trainer: Any) -> dict[str, Any]:
     patch = trainer.configuration_manager.patch_size
     shape = (trainer.batch_size, 1, *patch)
     labels = trainer.label_manager
-    channels = len(labels.foreground_regions) if labels.has_regions else 1
+    # regions come with one more channel for the ignore label
+    channels = len(labels.foreground_regions) + labels.has_ignore_label if labels.has_regions else 1
     values = 2 if labels.has_regions else labels.num_segmentation_heads
     scales = trainer._get_deep_supervision_scales() or [[1] * len(patch)]
     targets = [

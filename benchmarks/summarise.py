@@ -1,6 +1,6 @@
-"""Write ``benchmarks/results/README.md`` from the records beside it::
+"""Write ``benchmarks/results/README.md`` from the records beside it.
 
-python benchmarks/summarise.py
+Takes no arguments: ``python benchmarks/summarise.py``.
 """
 
 import json

@@ -182,7 +182,7 @@ def _varied(
     settings = copy.deepcopy(plans_file.resolve(base).get(PLANS_KEY, {}))
     for path, value in changes:
         _put(settings, path, value, where)
-    _read_settings({PLANS_KEY: settings}, where)
+    _refuse_wrong_settings({PLANS_KEY: settings}, where)
     return {"inherits_from": base, PLANS_KEY: settings}
 
 
@@ -205,17 +205,16 @@ def _put(settings: Any, path: list[str], value: Any, where: str) -> None:
     settings[path[-1]] = value
 
 
-def _read_settings(configuration: Configuration, where: str) -> dict[str, Any]:
+def _refuse_wrong_settings(configuration: Configuration, where: str) -> None:
     """Read all settings that a configuration holds; the method's classes cost seconds."""
-    settings: dict[str, Any] = {"": read_training_settings(configuration, where)}
+    read_training_settings(configuration, where)
     methods = [key for key in configuration.get(PLANS_KEY, {}) if key in METHODS]
     if methods:
         from nnunet_ext.cli.catalogue import method_settings
 
         classes = method_settings()
         for method in methods:
-            settings[method] = read_method_settings(configuration, method, classes[method], where)
-    return settings
+            read_method_settings(configuration, method, classes[method], where)
 
 
 def _announce_to_previous_stage(plans_file: PlansFile, name: str) -> None:

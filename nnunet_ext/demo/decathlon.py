@@ -198,7 +198,7 @@ def _reason(error: Exception) -> str:
         return "the server does not answer in time"
     if name == "ChunkedEncodingError":
         return "the connection broke off"
-    return "the server cannot be reached; is this machine online?"
+    return "the server cannot be reached (is this machine online?)"
 
 
 class ResumingDownloader:

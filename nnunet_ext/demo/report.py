@@ -15,6 +15,7 @@ from rich.table import Table
 from nnunet_ext.demo.display import duration, print_plain
 from nnunet_ext.demo.synthetic import site_of
 from nnunet_ext.errors import UserError
+from nnunet_ext.files import replacing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -216,9 +217,8 @@ def draw_cases(
         figure.legend(
             handles=patches, loc="outside lower center", ncols=min(4, len(patches)), frameon=False
         )
-        partial = path.with_name(f".{path.name}.partial")
-        figure.savefig(partial, format="png")
-        partial.replace(path)
+        with replacing(path) as partial:
+            figure.savefig(partial, format="png")
 
 
 def _dice_line(case: CaseScore, labels: dict[int, str]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nnunet_ext import trainers
 from nnunet_ext.errors import UserError
+from nnunet_ext.lookup import USER_FOLDERS
 from nnunet_ext.near import did_you_mean
 
 STOCK_EPOCHS = 1000
@@ -87,7 +88,7 @@ def foreign_trainers() -> set[str]:
     spec = importlib.util.find_spec("nnunetv2")
     packages = list(spec.submodule_search_locations or ()) if spec else []
     folders = [Path(package, "training", "nnUNetTrainer") for package in packages]
-    users = os.environ.get("nnUNet_extTrainer", "")
+    users = os.environ.get(USER_FOLDERS, "")
     folders += [Path(part) for part in users.split(os.pathsep) if part.strip()]
     files = (file for folder in folders for file in folder.rglob("*.py"))
     return {

@@ -336,6 +336,7 @@ class ExtensionTrainer(nnUNetTrainer):
         if state is not None:
             current = {method: decisive(settings) for method, settings in self.settings.items()}
             checkpoints.refuse_other_settings(state["settings"], current, filename_or_checkpoint)
+        # nnU-Net 2.8 fails if handed the dict that has just been read, so the file is read again
         super().load_checkpoint(filename_or_checkpoint)
         if state is not None:
             self.history.rows = state["history"]
