@@ -22,6 +22,7 @@ from pathlib import Path
 import record
 
 import nnunet_ext
+from nnunet_ext.benchmark.environment import processor
 
 PACKAGE = Path(nnunet_ext.__file__).parent
 STARTUP = Path(__file__).parents[1] / "startup"
@@ -75,7 +76,7 @@ def main() -> None:
     medians = {name: statistics.median(values) for name, values in times.items()}
     baseline = medians["without nnunet_ext"]
     print(f"nnunet_ext {nnunet_ext.__version__}, Python {platform.python_version()}")
-    print(f"{platform.platform()}, {record.processor()}, {runs} starts each")
+    print(f"{platform.platform()}, {processor()}, {runs} starts each")
     for name, median in medians.items():
         print(f"{name:28} median {median:6.2f} ms  difference {median - baseline:+5.2f} ms")
     added = medians["with nnunet_ext"] - baseline

@@ -1,19 +1,38 @@
-"""Write ``benchmarks/results/README.md`` from the records beside it.
+"""Write ``benchmarks/results/README.md`` and ``docs/experiments.md`` from the records.
 
 Takes no arguments: ``python benchmarks/summarise.py``.
 """
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
+from nnunet_ext.benchmark.statistics import compare, unit_values
+
 RESULTS = Path(__file__).parent / "results"
-INTRODUCTION = """# Recorded results
+EXPERIMENTS_PAGE = Path(__file__).parents[1] / "docs" / "experiments.md"
+METRICS = {"dice": 3, "nsd": 3, "hd95": 1}
+"""Shown metrics and their digits."""
+INTRODUCTION = """# Recorded costs
 
 Written by `benchmarks/summarise.py` from the records in this folder; do not edit. Ratios are
 medians of step-by-step ratios to the first arm, measured in turns in one run. Memory on a CPU is
 the resident set of the process and varies by about a tenth from run to run.
+"""
+
+
+EXPERIMENTS = """# Experiments on real data
+
+Written by `benchmarks/summarise.py` from `benchmarks/results`; do not edit. Each is a file in
+`benchmarks/experiments`, repeated with `nnunet-ext benchmark run FILE`. All arms of an experiment
+have the same plans, folds, seeds and, unless an arm's name says otherwise, steps. Networks and
+budgets are small enough for a CPU: differences between arms are what to look at, not the scores.
+Intervals (95 %) and p (Wilcoxon, Holm) are over subjects, scores averaged over labels and seeds.
+What a result means for a method stands on the method's page.
 """
 
 
@@ -55,31 +74,6 @@ def step_cost(record: dict[str, Any]) -> str:
     )
 
 
-def comparison(record: dict[str, Any]) -> str:
-    """Report how well trainers did."""
-    rows = [
-        [
-            training["trainer"],
-            training["mean_foreground_dice"],
-            ", ".join(map(str, training["dice_per_label"].values())),
-            round(sum(training["seconds_per_epoch"])),
-            training.get("last_epoch", {}).get("first_pass_dice", "")[:6],
-            training.get("last_epoch", {}).get("second_pass_dice", "")[:6],
-        ]
-        for training in record["trainings"]
-    ]
-    header = ["trainer", "Dice", "per label", "seconds", "first-pass Dice", "second-pass Dice"]
-    prediction = record["prediction"]
-    return (
-        f"{record['dataset']}, {record['plans']}, {record['device']}; "
-        f"{record['trainings'][0]['validation_cases']} validation cases; seeds: "
-        f"{record['seeds']}. One run each, so differences of this size mean nothing. The two "
-        "columns at the right are pseudo Dice of the last epoch.\n\n"
-        f"{table(header, rows)}\n\n{prediction['trainer']} predicted {prediction['cases']} test "
-        f"images in {prediction['seconds']:.0f} s."
-    )
-
-
 def startup_cost(record: dict[str, Any]) -> str:
     """Report what the start-up file costs."""
     bare, *_ = record["median_ms"].values()
@@ -90,12 +84,55 @@ def startup_cost(record: dict[str, Any]) -> str:
     return f"{record['starts']} starts each.\n\n{table(['interpreter', 'ms', 'difference'], rows)}"
 
 
-REPORTS = {"arms": step_cost, "trainings": comparison, "median_ms": startup_cost}
+def experiment(folder: Path) -> str:
+    """Report a recorded benchmark: every arm, and the last arm's difference to it."""
+    benchmark = json.loads((folder / "benchmark.json").read_text())
+    scores = pd.read_csv(folder / "scores.csv", dtype={"label": str, "fold": str})
+    cost = pd.read_csv(folder / "cost.csv").set_index(["configuration", "arm"])
+    *_, full = benchmark["arms"]
+    parts = [f"## {folder.name}\n\n{benchmark.get('description', '')}"]
+    for (configuration, evaluation), rows in scores.groupby(["configuration", "evaluation"]):
+        held_out = rows["subject"].nunique(), rows["case"].nunique(), rows["seed"].nunique()
+        means = {m: unit_values(rows, m).groupby("arm")["value"].mean() for m in METRICS}
+        compared = compare(unit_values(rows, "dice"), full).set_index("arm")
+        table_rows = [
+            [
+                name,
+                *(_number(means[m].get(name, math.nan), digits) for m, digits in METRICS.items()),
+                *(_difference(compared.loc[name]) if name in compared.index else ("", "")),
+                _number(cost.loc[(configuration, name), "seconds_per_epoch"], 1),
+            ]
+            for name in benchmark["arms"]
+        ]
+        header = ["arm", "Dice", "NSD", "HD95", f"Dice of {full} minus this", "p", "s per epoch"]
+        parts.append(
+            f"{configuration}, {evaluation}: {held_out[0]} subjects ({held_out[1]} cases), "
+            f"{held_out[2]} seeds.\n\n{table(header, table_rows)}"
+        )
+    environment = json.loads((folder / "environment.json").read_text())
+    link = f"[Report](../benchmarks/results/{folder.name}/report.md)"
+    parts.append(f"{link}. {circumstances(environment)}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _number(value: float, digits: int) -> str:
+    return "" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _difference(row: Any) -> tuple[str, str]:
+    # compare() gives the other arm minus the baseline; the full method is what matters here
+    text = f"{-row['difference']:+.3f} [{-row['high']:+.3f}, {-row['low']:+.3f}]"
+    return text, f"{row['p_holm']:.3f}"
+
+
+REPORTS = {"arms": step_cost, "median_ms": startup_cost}
 """What a record holds -> who reports it."""
 
 
 def main() -> None:
-    """Write the page."""
+    """Write both pages."""
+    folders = sorted(path.parent for path in RESULTS.glob("*/scores.csv"))
+    EXPERIMENTS_PAGE.write_text("\n".join([EXPERIMENTS, *map(experiment, folders)]))
     sections = [INTRODUCTION]
     for path in sorted(RESULTS.glob("*.json")):
         record = json.loads(path.read_text())

@@ -1,8 +1,8 @@
 """What nnU-Net's class look-up answers once :mod:`nnunet_ext.discovery` has wrapped it.
 
-Names of ours are answered without nnU-Net's own search, which imports its whole tree; a user's
-trainer of the same name in ``nnUNet_extTrainer`` comes first. Everything else goes to nnU-Net,
-and a name that nobody knows gets the near matches.
+Names of ours are answered without nnU-Net's own search, which imports its whole tree (only
+twins of its trainers need that); a user's trainer of the same name in ``nnUNet_extTrainer``
+comes first. Everything else goes to nnU-Net, and a name that nobody knows gets the near matches.
 """
 
 import os
@@ -54,9 +54,24 @@ def with_our_names(nnunets: Find) -> Find:
 
 def _is_ours(package: str, name: str) -> bool:
     try:
-        return _without_length(package, name) in _names(package)
+        return _without_length(package, name) in _names(package) or _is_twin(package, name)
     except Exception:  # a broken package of ours must not stop nnU-Net from finding its classes
         return False
+
+
+def _is_twin(package: str, name: str) -> bool:
+    module = import_module(package)
+    pattern = getattr(module, "TWIN", None)
+    return pattern is not None and bool(pattern.fullmatch(name)) and hasattr(module, name)
+
+
+def find_trainer_of_nnunet(name: str) -> Any:
+    """Find a trainer in nnU-Net's own tree, whether discovery is active or not; None without."""
+    import nnunetv2
+    from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
+
+    folder = os.path.join(nnunetv2.__path__[0], *TRAINERS.split(".")[1:])
+    return recursive_find_python_class(folder, name, TRAINERS)
 
 
 def _names(package: str) -> list[str]:
@@ -104,9 +119,11 @@ def _unknown(name: str, root: str, also_in: list[str] | None = None) -> UnknownN
     package = PACKAGES[root]
     kind = "trainer" if root == TRAINERS else "experiment planner or fingerprint extractor"
     places = f", nor in {USER_FOLDERS} ({os.pathsep.join(also_in)})" if also_in else ""
-    ours = _names(package)
+    ours, nnunets = _names(package), list(_nnunets_names(root))
+    variants = [each for each in nnunets if each.startswith("nnUNetTrainer")]
+    twins = [each.replace("nnUNet", "Extension", 1) for each in variants]
     length = name[len(_without_length(package, name)) :]
-    known = dict.fromkeys([*(each + length for each in ours), *_nnunets_names(root)])
+    known = dict.fromkeys([*(each + length for each in [*ours, *twins]), *nnunets])
     return UnknownNameError(
         f"There is no {kind} called {name} in nnU-Net or nnunet_ext{places}."
         f"{did_you_mean(name, known)}"

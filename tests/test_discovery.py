@@ -240,11 +240,14 @@ def find(nnunets: Nnunets, monkeypatch: pytest.MonkeyPatch) -> Iterator[Find]:
         monkeypatch.setitem(sys.modules, module.__name__, module)
         monkeypatch.setitem(package.MODULES, stub.__name__, "stub")
     monkeypatch.setitem(trainers.MODULES, "BrokenTrainer", "no_such_module")
+    twins = ModuleType("nnunet_ext.trainers.twins")
+    setattr(twins, "twin", {"ExtensionTrainerStub": StubTrainer}.get)  # noqa: B010
+    monkeypatch.setitem(sys.modules, twins.__name__, twins)
     scope = {"__name__": "nnunetv2.some_module", "find": with_our_names(nnunets)}
     exec("def call(*args, **kwargs): return find(*args, **kwargs)", scope)
     yield scope["call"]  # type: ignore[misc]
     for package in (trainers, planners):
-        for name in [name for name in vars(package) if name.startswith("Stub")]:
+        for name in [name for name in vars(package) if "Stub" in name]:
             delattr(package, name)
 
 
@@ -276,6 +279,14 @@ class TestNamesOfOurs:
         assert issubclass(trainer, StubTrainer)
         assert trainer.__name__ == "StubTrainer_250epochs"
 
+    def test_twin_of_a_trainer_of_nnunets_is_found(self, find: Find, nnunets: Nnunets) -> None:
+        assert find("folder", "ExtensionTrainerStub", TRAINERS) is StubTrainer
+        lengthened = find("folder", "ExtensionTrainerStub_20epochs", TRAINERS)
+        assert lengthened is find("folder", "ExtensionTrainerStub_20epochs", TRAINERS)
+        assert lengthened is not None
+        assert issubclass(lengthened, StubTrainer)
+        assert nnunets.calls == []
+
     @pytest.mark.parametrize("root", ["nnunetv2.preprocessing", "nnunetv2.imageio", None])
     def test_are_not_answered_elsewhere(self, find: Find, root: str | None) -> None:
         assert find("folder", "StubTrainer", root, cleanup_imports_from_base_folder=True) is None
@@ -303,6 +314,14 @@ class TestNamesOfOurs:
         with pytest.raises(ModuleNotFoundError, match="no_such_module"):
             find("folder", "BrokenTrainer", TRAINERS)
 
+    def test_users_trainer_named_like_a_twin_that_does_not_exist_is_found(
+        self, find: Find, nnunets: Nnunets, user_folders: tuple[str, str]
+    ) -> None:
+        assert find("folder", "ExtensionTrainerMine", TRAINERS) is None  # nnU-Net goes on there
+        nnunets.users[user_folders[0]] = str
+        options = {"cleanup_imports_from_base_folder": True}
+        assert find(user_folders[0], "ExtensionTrainerMine", None, **options) is str
+
     @pytest.mark.parametrize("package", [trainers, planners])
     def test_never_look_like_nnunets(self, package: ModuleType) -> None:
         assert not [name for name in package.MODULES if name.lower().startswith("nnunet")]
@@ -318,6 +337,7 @@ class TestNamesOfOurs:
         classes = {node.name for node in nodes if isinstance(node, ast.ClassDef)}
         assert len(classes) > 5
         assert not classes & set(trainers.MODULES | planners.MODULES)
+        assert not any(map(trainers.TWIN.fullmatch, classes))
 
 
 class TestNamesOfNnunet:
@@ -353,6 +373,16 @@ class TestNamesThatNobodyKnows:
             UnknownNameError, match=r"no trainer called .* Did you mean StubTrainer"
         ):
             find("folder", "StubTrainr", TRAINERS)
+
+    def test_twin_gets_near_matches_among_the_twins_of_nnunets_trainers(
+        self, find: Find, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        module = ModuleType(f"{TRAINERS}.some")
+        variant = type("nnUNetTrainerDA5", (), {"__module__": module.__name__})
+        module.nnUNetTrainerDA5 = variant  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        with pytest.raises(UnknownNameError, match="Did you mean ExtensionTrainerDA5_20epochs"):
+            find("folder", "ExtensionTrainerDA55_20epochs", TRAINERS)
 
     def test_trainer_with_a_length_gets_near_matches_of_that_length(self, find: Find) -> None:
         with pytest.raises(UnknownNameError, match="Did you mean StubTrainer_250epochs"):

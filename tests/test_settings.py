@@ -33,6 +33,7 @@ training_settings = st.builds(
     optimizer=st.sampled_from(["sgd", "adam"]),
     initial_lr=st.none() | st.floats(0, 10, exclude_min=True),
     seed=st.none() | st.integers(0, 2**31 - 1),
+    mirror_prediction=st.booleans(),
     progress_bar=st.booleans(),
 )
 stages = st.lists(st.integers(0, 9), max_size=4).map(tuple)
@@ -43,6 +44,7 @@ catenorm_settings = st.builds(
     reduction=positive,
     follow_stage_kernel=st.booleans(),
     norm=st.sampled_from(["plan", "batch", "instance"]),
+    predict=st.sampled_from(["second", "first"]),
     updates=st.sampled_from(["alternating", "joint"]),
     plain_fraction=st.floats(0, 1, exclude_max=True),
     initialisation=st.sampled_from(["default", "inherit"]),

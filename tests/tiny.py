@@ -189,7 +189,9 @@ class World:
             "configurations": {BASE: base, FIRST_STAGE: base, CONFIGURATION: chosen},
             "experiment_planner_used": "ExperimentPlanner",
             "label_manager": "LabelManager",
-            "foreground_intensity_properties_per_channel": {},
+            "foreground_intensity_properties_per_channel": {
+                str(i): {} for i in range(task.channels)
+            },
         }
         return copy.deepcopy(plans)
 
@@ -216,6 +218,29 @@ class World:
         for number, case in enumerate(CASES):
             seg = np.clip(_draw(self.task, number)[1], 0, 2)
             nnUNetDatasetBlosc2.save_seg(seg, str(folder / case), seg.shape, seg.shape)
+
+    def write_raw(self, test: bool = False) -> Path:
+        """Write the data set in nnU-Net's raw format.
+
+        Args:
+            test: Whether there are two labelled test images as well.
+        """
+        raw = self.root / "raw" / DATASET
+        parts = {"Tr": enumerate(CASES)}
+        if test:
+            parts["Ts"] = enumerate(("test_0", "test_1"), start=len(CASES))
+        for part, cases in parts.items():
+            for kind in ("images", "labels"):
+                (raw / f"{kind}{part}").mkdir(parents=True)
+            for number, case in cases:
+                image, seg = _draw(self.task, number)
+                for channel, voxels in enumerate(image):
+                    path = raw / f"images{part}" / f"{case}_{channel:04d}.nii.gz"
+                    sitk.WriteImage(sitk.GetImageFromArray(voxels), path)
+                labels = sitk.GetImageFromArray(seg.astype(np.uint8))
+                sitk.WriteImage(labels, raw / f"labels{part}" / f"{case}.nii.gz")
+        (raw / "dataset.json").write_text(json.dumps(self.task.dataset_json))
+        return raw
 
     @property
     def results(self) -> Path:

@@ -5,9 +5,11 @@ from typing import Annotated
 import typer
 
 from nnunet_ext import __version__
+from nnunet_ext.cli.benchmark import benchmark
 from nnunet_ext.cli.configure import configure
 from nnunet_ext.cli.demo import demo
 from nnunet_ext.cli.doctor import doctor
+from nnunet_ext.cli.fetch import fetch
 from nnunet_ext.cli.list import list_methods
 from nnunet_ext.cli.run import run
 
@@ -30,6 +32,8 @@ app.command(
     context_settings={"allow_interspersed_args": False, "ignore_unknown_options": True},
 )(run)
 app.command("demo", short_help="Show the whole way on a small task.")(demo)
+app.command("fetch", short_help="Download tasks of the Medical Decathlon.")(fetch)
+app.add_typer(benchmark, name="benchmark", short_help="Compare trainers on one data set.")
 app.command("configure", short_help="Write settings of your own into the plans.")(configure)
 
 

@@ -81,7 +81,7 @@ def configure(
             f"nnunet-ext configure {dataset} -p {plans} -c {base} --name {base}_short "
             "--set num_epochs=250"
         )
-    changes = [_parse(assignment) for assignment in assignments]
+    changes = [parse(assignment) for assignment in assignments]
     plans_file = open_plans(dataset, plans)
     _refuse_base(plans_file, base, name)
     _refuse_name(plans_file, name, overwrite)
@@ -98,7 +98,7 @@ def configure(
 # ---------------------------------------------------------------------------------- what is asked
 
 
-def _parse(assignment: str) -> tuple[list[str], Any]:
+def parse(assignment: str) -> tuple[list[str], Any]:
     key, equals, text = assignment.partition("=")
     path = key.strip().split(".")
     if not equals or not all(path):
@@ -181,7 +181,7 @@ def _varied(
     # nnU-Net's inheritance replaces the whole key, so the base's settings must be copied
     settings = copy.deepcopy(plans_file.resolve(base).get(PLANS_KEY, {}))
     for path, value in changes:
-        _put(settings, path, value, where)
+        put(settings, path, value, where)
     _refuse_wrong_settings({PLANS_KEY: settings}, where)
     return {"inherits_from": base, PLANS_KEY: settings}
 
@@ -193,7 +193,7 @@ def _kept(plans_file: PlansFile, name: str) -> Configuration:
     return {key: value for key, value in existing.items() if key not in ours}
 
 
-def _put(settings: Any, path: list[str], value: Any, where: str) -> None:
+def put(settings: Any, path: list[str], value: Any, where: str) -> None:
     for depth, key in enumerate(path[:-1]):
         if isinstance(settings, dict):
             settings = settings.setdefault(key, {})

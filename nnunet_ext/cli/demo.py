@@ -51,7 +51,8 @@ def demo(
     """
     from rich.console import Console
 
-    from nnunet_ext.demo import commands, decathlon, pipeline, report, workspace
+    from nnunet_ext import commands, decathlon
+    from nnunet_ext.demo import pipeline, report, workspace
     from nnunet_ext.demo.trainers import choose_trainer
 
     _refuse_contradictions(data, task, cases)
@@ -62,7 +63,7 @@ def demo(
     chosen = choose_trainer(trainer, epochs, pipeline.DEFAULT_EPOCHS)
     if iterations and not chosen.reads_settings:
         raise UserError(f"{chosen.name} always trains 250 batches per epoch; omit --iterations.")
-    device = _find_device(device)
+    device = find_device(device)
     parameters = workspace.Parameters(
         trainer=chosen.name,
         data=None if data is None else str(data),
@@ -91,7 +92,7 @@ def _refuse_contradictions(data: Path | None, task: str | None, cases: int | Non
         raise UserError("--cases is for synthetic data; a Decathlon task is used as it is.")
 
 
-def _find_device(wished: str | None) -> str:
+def find_device(wished: str | None) -> str:
     """The device to use; a wished one must be there.
 
     Raises:

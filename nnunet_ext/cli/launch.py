@@ -9,7 +9,8 @@ import sys
 from nnunet_ext import discovery
 
 
-def _run_command() -> None:
+def run_command() -> None:
+    """Run the nnU-Net command in ``sys.argv[1:]``."""
     from nnunet_ext.cli.run import nnunet_commands
 
     del sys.argv[0]  # the command reads its name and its arguments as if it had been called
@@ -18,4 +19,4 @@ def _run_command() -> None:
 
 discovery.activate(force=True)
 if __name__ == "__main__":
-    _run_command()
+    run_command()

@@ -6,7 +6,8 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.text import Text
+
+from nnunet_ext.console import duration, print_plain
 
 
 class StepDisplay:
@@ -92,14 +93,3 @@ class Display:
             console=self.console,
             transient=True,
         )
-
-
-def print_plain(console: Console, text: str, style: str = "") -> None:
-    """Print a line as it is: no markup, no highlighting, no line breaks of rich's."""
-    console.print(Text(text, style=style), soft_wrap=True)
-
-
-def duration(seconds: float) -> str:
-    """A time span as people read it, ``4:05 min`` or ``7 s``."""
-    whole = round(seconds)
-    return f"{whole} s" if whole < 60 else f"{whole // 60}:{whole % 60:02d} min"

@@ -6,7 +6,7 @@ ever taken for a result.
 """
 
 import json
-import os
+import shlex
 import shutil
 import time
 from collections.abc import Callable
@@ -16,8 +16,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from nnunet_ext.demo import commands, decathlon, synthetic
-from nnunet_ext.demo.display import Display, StepDisplay, print_plain
+from nnunet_ext import commands, decathlon
+from nnunet_ext.console import print_plain
+from nnunet_ext.demo import readers, synthetic
+from nnunet_ext.demo.display import Display, StepDisplay
 from nnunet_ext.demo.trainers import TrainerChoice
 from nnunet_ext.demo.workspace import Parameters, Workspace, write_json
 from nnunet_ext.errors import UserError
@@ -210,15 +212,17 @@ class Pipeline:
         for folder in (*stale, self.workspace.predictions):
             shutil.rmtree(folder, ignore_errors=True)
         command = ["nnUNetv2_convert_MSD_dataset", "-i", str(self.task.path)]
-        self._call([*command, "-np", str(_workers())], "convert", display, lambda line: None)
+        self._call(
+            [*command, "-np", str(commands.workers())], "convert", display, lambda line: None
+        )
 
     def _plan_and_preprocess(self, display: StepDisplay) -> None:
         shutil.rmtree(self.preprocessed_dataset, ignore_errors=True)
-        workers = str(_workers())
+        workers = str(commands.workers())
         command = ["nnUNetv2_plan_and_preprocess", "-d", str(self.task.task_id)]
         command += ["-pl", PLANNER, "-c", BASE_CONFIGURATION, "--verify_dataset_integrity"]
         command += ["-npfp", workers, "-np", workers]
-        self._call(command, "preprocess", display, commands.bar_reader(display))
+        self._call(command, "preprocess", display, readers.bar_reader(display))
         self.add_configuration()
 
     def add_configuration(self) -> None:
@@ -263,7 +267,7 @@ class Pipeline:
             command.append("--c")
         else:  # predictions that are there would be another training's
             shutil.rmtree(self.workspace.predictions, ignore_errors=True)
-        reader = commands.training_reader(display, self.trainer.epochs)
+        reader = readers.training_reader(display, self.trainer.epochs)
         self._call(command, "train", display, reader)
 
     def _predict(self, display: StepDisplay) -> None:
@@ -272,12 +276,12 @@ class Pipeline:
             return
         predictions = self.workspace.predictions
         _remove_newest(predictions)
-        workers = "0" if len(self.task.test) <= FEW_CASES else str(_workers())
+        workers = "0" if len(self.task.test) <= FEW_CASES else str(commands.workers())
         command = ["nnUNetv2_predict", "-i", str(self.raw_dataset / "imagesTs")]
         command += ["-o", str(predictions), "-d", str(self.task.task_id), "-c", CONFIGURATION]
         command += ["-f", FOLD, "-tr", self.trainer.name, "-p", PLANS, "-device", self.device]
         command += ["-npp", workers, "-nps", workers, "--continue_prediction"]
-        reader = commands.prediction_reader(display, len(self.task.test))
+        reader = readers.prediction_reader(display, len(self.task.test))
         self._call(command, "predict", display, reader)
 
     def _evaluate(self, display: StepDisplay) -> None:
@@ -290,7 +294,7 @@ class Pipeline:
         command = ["nnUNetv2_evaluate_folder", str(self.task.path / "labelsTs")]
         command += [str(self.workspace.predictions), "-djfile"]
         command += [str(self.raw_dataset / "dataset.json"), "-pfile", str(self.plans_file)]
-        command += ["-np", str(_workers()), "--chill"]
+        command += ["-np", str(commands.workers()), "--chill"]
         self._call(command, "evaluate", display, lambda line: None)
 
     def _call(
@@ -301,31 +305,12 @@ class Pipeline:
         read_line: commands.LineReader,
     ) -> None:
         log_file = self.workspace.logs / f"{log}.log"
-        self._run_command(command, self.environment(), log_file, display, read_line)
+        display.command(shlex.join(command))
+        self._run_command(command, self.environment(), log_file, read_line)
 
     def environment(self) -> dict[str, str]:
         """What nnU-Net's commands find in their environment."""
-        cores = os.cpu_count() or 1
-        # a GPU waits for augmentation; on a CPU the network needs the cores more
-        augmenting = 1 if self.device == "cpu" else max(1, min(12, cores - 1))
-        return {
-            **self.workspace.variables,
-            "nnUNet_def_n_proc": str(_workers()),
-            "nnUNet_n_proc_DA": str(augmenting),
-            # nnU-Net sets the threads of training itself; its workers need one each
-            "OMP_NUM_THREADS": "1",
-            "MKL_NUM_THREADS": "1",
-            "OPENBLAS_NUM_THREADS": "1",
-            # threads that wait by spinning take the cores from whatever else runs there;
-            # with another program on both cores, training is twice as fast like this
-            "OMP_WAIT_POLICY": "PASSIVE",
-            "MPLBACKEND": "Agg",
-        }
-
-
-def _workers() -> int:
-    """Processes for conversion, preprocessing and export."""
-    return max(2, min(8, (os.cpu_count() or 1) // 2))
+        return {**self.workspace.variables, **commands.environment(self.device)}
 
 
 def _remove_newest(folder: Path) -> None:

@@ -12,20 +12,23 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from nnunet_ext.demo.display import duration, print_plain
+from nnunet_ext.console import duration, print_plain
 from nnunet_ext.demo.synthetic import site_of
 from nnunet_ext.errors import UserError
 from nnunet_ext.files import replacing
+from nnunet_ext.pictures import (
+    COLOURS,
+    aspect_of,
+    draw_labels,
+    draw_slice,
+    read_voxels,
+    telling_slice,
+)
 
 if TYPE_CHECKING:
-    import numpy as np
     from matplotlib.axes import Axes
-    from numpy.typing import NDArray
 
     from nnunet_ext.demo.pipeline import Pipeline
-
-COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#D55E00", "#0072B2")
-"""Okabe and Ito's, which colour-blind people can tell apart; labels beyond repeat them."""
 
 ENDING = ".nii.gz"
 
@@ -233,73 +236,13 @@ def _draw_case(
 ) -> None:
     import numpy as np
 
-    image, spacing = _read(image_file)
-    truth, prediction = _read(case.truth)[0], _read(case.prediction)[0]
-    axis, index = _telling_slice(truth, prediction, spacing)
+    image, spacing = read_voxels(image_file)
+    truth, prediction = read_voxels(case.truth)[0], read_voxels(case.prediction)[0]
+    axis, index = telling_slice(truth, prediction, spacing)
     picture, true, predicted = (
         np.take(volume, index, axis) for volume in (image, truth, prediction)
     )
-    height, width = (step for i, step in enumerate(spacing) if i != axis)
-    low, high = np.percentile(picture, [0.5, 99.5])
     for subplot, labels in zip(axes, (None, true, predicted), strict=True):
-        subplot.imshow(
-            picture,
-            cmap="gray",
-            vmin=low,
-            vmax=max(high, low + 1e-6),
-            aspect=height / width,
-            interpolation="bilinear",
-        )
+        draw_slice(subplot, picture, aspect_of(spacing, axis))
         if labels is not None:
-            _overlay(subplot, labels, colours)
-        subplot.set_xticks([])
-        subplot.set_yticks([])
-        for spine in subplot.spines.values():
-            spine.set_visible(False)
-
-
-def _overlay(axis: "Axes", labels: "NDArray[Any]", colours: dict[int, str]) -> None:
-    import numpy as np
-    from matplotlib.colors import to_rgba
-
-    fill = np.zeros((*labels.shape, 4))
-    for label, colour in colours.items():
-        mask = labels == label
-        fill[mask] = to_rgba(colour, 0.3)
-        if mask.any() and not mask.all():
-            axis.contour(mask.astype(float), levels=[0.5], colors=[colour], linewidths=1.6)
-    axis.imshow(fill, aspect=axis.get_aspect(), interpolation="nearest")
-
-
-def _read(file: Path) -> "tuple[NDArray[Any], tuple[float, ...]]":
-    """Voxels as (slices, rows, columns), head to the top, and their spacing."""
-    import SimpleITK as sitk  # noqa: N813
-
-    image = sitk.DICOMOrient(sitk.ReadImage(str(file)), "LPS")
-    return sitk.GetArrayFromImage(image), image.GetSpacing()[::-1]
-
-
-def _telling_slice(
-    truth: "NDArray[np.integer[Any]]",
-    prediction: "NDArray[np.integer[Any]]",
-    spacing: tuple[float, ...],
-) -> tuple[int, int]:
-    """Axis and index of the slice that shows most labels, and most of the rarest of them.
-
-    Slices are taken as they were acquired, that is across the coarsest spacing.
-    """
-    import numpy as np
-
-    axis = int(np.argmax(spacing)) if max(spacing) > 1.5 * min(spacing) else 0
-    others = tuple(i for i in range(truth.ndim) if i != axis)
-    reference = truth if truth.any() else prediction
-    shares = [
-        (reference == label).sum(axis=others) / (reference == label).sum()
-        for label in np.unique(reference)
-        if label
-    ]
-    if not shares:
-        return axis, truth.shape[axis] // 2
-    # the product's logarithm: a slice without some label cannot win through another's size
-    score = np.sum([np.log(share + 1e-3) for share in shares], axis=0)
-    return axis, int(np.argmax(score))
+            draw_labels(subplot, labels, labels, colours)

@@ -231,6 +231,7 @@ class CateNormUNet(nn.Module):
         reduction: See :class:`CateNorm`.
         follow_stage_kernel: Use the kernel sizes of each stage instead of 3 along all axes.
         recompute: See :class:`CateNorm`.
+        predict: Pass that answers in ``mode="auto"``.
 
     Raises:
         UserError: If a stage does not exist, or the U-Net is of another kind or has neither
@@ -249,8 +250,10 @@ class CateNormUNet(nn.Module):
         reduction: int = 2,
         follow_stage_kernel: bool = False,
         recompute: bool = False,
+        predict: Literal["second", "first"] = "second",
     ) -> None:
         super().__init__()
+        self.predict = predict
         if not (hasattr(unet, "encoder") and hasattr(unet, "decoder")):
             raise UserError(
                 f"CateNorm needs a plain-conv or residual-encoder U-Net, but the plans ask for "
@@ -368,8 +371,8 @@ class CateNormUNet(nn.Module):
             prior: Class probabilities (B, K, *S) for ``mode="second"``.
             mode: ``"first"`` runs the plain network, ``"second"`` the conditioned one under
                 ``prior``, ``"both"`` returns the logits of both passes. ``"auto"``, which
-                the predictor uses, returns those of the second pass, or of the first while
-                CateNorm is not active.
+                the predictor uses, returns those of the pass chosen by ``predict``, and of
+                the first while CateNorm is not active.
 
         Raises:
             ValueError: If ``mode="second"`` comes without a prior.
@@ -379,7 +382,8 @@ class CateNormUNet(nn.Module):
                 raise ValueError('mode="second" needs a prior.')
             return self._second_pass(x, prior)
         first: Logits = self.decoder(self.encoder(x))
-        if mode == "first" or (mode == "auto" and not self.active):
+        plain = self.predict == "first" or not self.active
+        if mode == "first" or (mode == "auto" and plain):
             return first
         second = self._second_pass(x, self.prior_from(first))
         return (first, second) if mode == "both" else second

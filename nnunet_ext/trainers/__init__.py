@@ -1,7 +1,8 @@
 """Trainers, one file per method; imported only when asked for, because that needs torch.
 
-Every name also exists with nnU-Net's suffix for the length of training, for example
-``CateNormTrainer_250epochs``.
+``ExtensionTrainer`` has a twin for every trainer of nnU-Net's, made on demand: for example
+``ExtensionTrainerDA5`` for ``nnUNetTrainerDA5``. Every name also exists with nnU-Net's suffix
+for the length of training, for example ``CateNormTrainer_250epochs``.
 """
 
 import re
@@ -22,15 +23,25 @@ __all__ = list(MODULES)
 
 LENGTH_SUFFIX = re.compile(r"(?P<base>.+)_(?P<epochs>[1-9]\d*)epochs?")
 
+TWIN = re.compile(r"ExtensionTrainer\w+")
+"""Names that may be those of twins; only a search in nnU-Net's tree tells."""
+
 
 def __getattr__(name: str) -> Any:
     length = LENGTH_SUFFIX.fullmatch(name)
-    base = length["base"] if length else name
-    if base not in MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    trainer = getattr(import_module(f"{__name__}.{MODULES[base]}"), base)
-    if length:
+    base = _load(length["base"]) if length else None
+    if length and base:
         body = {"epochs_from_name": int(length["epochs"]), "__module__": __name__}
-        trainer = type(name, (trainer,), body | {"__doc__": trainer.__doc__})
+        trainer = type(name, (base,), body | {"__doc__": base.__doc__})
+    else:
+        trainer = _load(name)
+    if trainer is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = trainer  # one class per name, so that it pickles by reference
     return trainer
+
+
+def _load(name: str) -> Any:
+    if name in MODULES:
+        return getattr(import_module(f"{__name__}.{MODULES[name]}"), name)
+    return import_module(f"{__name__}.twins").twin(name) if TWIN.fullmatch(name) else None

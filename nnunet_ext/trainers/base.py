@@ -162,11 +162,15 @@ class ExtensionTrainer(nnUNetTrainer):
             for module in self.auxiliary.values():
                 module.compile()
 
-    def configure_optimizers(self) -> tuple[Optimizer, PolyLRScheduler]:
-        """Build the auxiliary networks and all optimisers; called once the network exists."""
+    def configure_optimizers(self, *stage: str) -> tuple[Optimizer, PolyLRScheduler]:
+        """Build the auxiliary networks and all optimisers; called once the network exists.
+
+        Args:
+            stage: What ``nnUNetTrainer_warmup`` asks itself for as its training goes on.
+        """
         self.auxiliary = nn.ModuleDict(self.build_auxiliary()).to(self.device)
         self.auxiliary_optimizers = self.build_auxiliary_optimizers()
-        optimizer, scheduler = super().configure_optimizers()
+        optimizer, scheduler = super().configure_optimizers(*stage)
         if self.training_settings.optimizer == "adam":
             optimizer = torch.optim.Adam(
                 self.network.parameters(), self.initial_lr, weight_decay=self.weight_decay
@@ -203,6 +207,14 @@ class ExtensionTrainer(nnUNetTrainer):
             add_timestamp=False,
         )
 
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:
+        configured: tuple[Any, ...] = (
+            super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        )
+        if not self.training_settings.mirror_prediction:
+            self.inference_allowed_mirroring_axes = None
+        return configured
+
     def get_dataloaders(self) -> tuple[Any, Any]:
         loaders = super().get_dataloaders()
         if self.training_settings.seed is not None and isinstance(
@@ -234,7 +246,7 @@ class ExtensionTrainer(nnUNetTrainer):
         """
         data = batch["data"].to(self.device, non_blocking=True)
         target = self._to_device(batch["target"])
-        keys = [str(key) for key in batch["keys"]]
+        keys = [str(key) for key in batch.get("keys", ())]  # nnU-Net's dummy batches have none
 
         updates = self._updates(data, target, keys)
         parts: Losses = {}

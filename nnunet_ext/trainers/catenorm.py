@@ -60,6 +60,13 @@ class CateNormSettings:
         Literal["default", "inherit"],
         Field(description="random, or the second pass starts as a copy of the first"),
     ] = "default"
+    predict: Annotated[
+        Literal["second", "first"],
+        Field(
+            description="pass that answers in validation and prediction",
+            json_schema_extra=NEUTRAL,
+        ),
+    ] = "second"
     recompute: Annotated[
         bool,
         Field(
@@ -111,6 +118,7 @@ class CateNormTrainer(ExtensionTrainer):
             reduction=settings.reduction,
             follow_stage_kernel=settings.follow_stage_kernel,
             recompute=settings.recompute,
+            predict=settings.predict,
         )
 
     @property

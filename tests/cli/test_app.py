@@ -7,7 +7,7 @@ import pytest
 
 from nnunet_ext import __version__
 
-COMMANDS = ("list", "doctor", "run", "configure", "demo")
+COMMANDS = ("list", "doctor", "run", "configure", "demo", "fetch")
 
 
 def test_version_names_the_package(cli: Callable[..., Any]) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from nnunet_ext.demo.display import StepDisplay
 from nnunet_ext.demo.pipeline import CONFIGURATION, PLANS, Pipeline
 from nnunet_ext.demo.trainers import TrainerChoice, choose_trainer
 from nnunet_ext.demo.workspace import Parameters, Workspace
@@ -42,7 +41,6 @@ class FakeNnunet:
         command: Sequence[str],
         environment: Mapping[str, str],
         log: Path,
-        display: StepDisplay,
         read_line: Callable[[str], None],
     ) -> None:
         self.calls.append(list(command))

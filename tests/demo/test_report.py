@@ -108,16 +108,3 @@ def test_picture_shows_true_and_predicted_labels_in_colour(tmp_path: Path) -> No
     assert coloured[:, third : 2 * third].sum() > 1000
     assert coloured[:, 2 * third :].sum() > 1000
     assert list(tmp_path.glob(".*")) == []
-
-
-def test_slice_shows_all_labels_across_the_coarse_axis() -> None:
-    truth = np.zeros((8, 10, 12), np.uint8)
-    truth[:, 2:8, 2:6] = 1
-    truth[3:6, 4, 6] = 2
-    axis, index = report._telling_slice(truth, truth, (1.0, 1.0, 3.0))
-    assert (axis, index) == (2, 6)  # the big label is not there, the rare one is only there
-    truth[:, 2:8, 6] = 1
-    truth[3:6, 4, 6] = 2
-    axis, index = report._telling_slice(truth, truth, (3.0, 1.0, 1.0))
-    assert axis == 0
-    assert index in range(3, 6)

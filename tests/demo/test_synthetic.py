@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 
+from nnunet_ext.decathlon import check_task_folder
 from nnunet_ext.demo import synthetic
-from nnunet_ext.demo.decathlon import check_task_folder
 
 SITES = list(synthetic.SITES.items())
 

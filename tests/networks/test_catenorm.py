@@ -235,6 +235,8 @@ class TestNetwork:
         randomise(modulation_parameters(network))
         assert torch.equal(network(x, mode="first"), expected)
         assert not torch.equal(network(x), expected)
+        network.predict = "first"
+        assert torch.equal(network(x), expected)
 
     @each_kind
     def test_inherit_starts_as_a_copy_of_the_first_pass(

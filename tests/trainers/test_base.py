@@ -466,6 +466,17 @@ def test_the_progress_bar_shows_only_on_a_terminal(
     assert ("0/2" in stream.getvalue()) == shown
 
 
+@pytest.mark.parametrize("mirror", [True, False])
+def test_prediction_mirrors_unless_told_otherwise_and_the_model_remembers(
+    make_world: MakeWorld, mirror: bool
+) -> None:
+    trainer = make_world(dim=2).trainer("ExtensionTrainer", {"mirror_prediction": mirror})
+    trainer.run_training()
+    checkpoint = torch.load(Path(trainer.output_folder, "checkpoint_final.pth"), weights_only=False)
+    expected = (0, 1) if mirror else None
+    assert checkpoint["inference_allowed_mirroring_axes"] == expected
+
+
 # --------------------------------------------------------------------------------- checkpoints
 
 

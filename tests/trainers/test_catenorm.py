@@ -203,13 +203,14 @@ class TestNetworkOfTheRecipe:
     def test_prediction_rebuilds_the_network_with_the_settings_of_training(
         self, make_world: MakeWorld
     ) -> None:
-        settings = {"catenorm": {"reduction": 4, "decoder_stages": [0], "norm": "batch"}}
-        trainer = make_world(dim=2).trainer("CateNormTrainer", settings)
+        chosen = {"reduction": 4, "decoder_stages": [0], "norm": "batch", "predict": "first"}
+        trainer = make_world(dim=2).trainer("CateNormTrainer", {"catenorm": chosen})
         trainer.run_training()
         predictor = nnUNetPredictor(device=tiny.CPU, allow_tqdm=False)
         predictor.initialize_from_trained_model_folder(trainer.output_folder_base, (0,))
         assert isinstance(predictor.network, CateNormUNet)
         assert predictor.network.active
+        assert predictor.network.predict == "first"
         assert tiny.same(predictor.network.state_dict(), trainer.network.state_dict())
 
     def test_mirrored_images_give_mirrored_logits_under_full_mirroring(

@@ -1,43 +1,23 @@
 """Decathlon tasks: checks of a folder, downloads from a server on localhost, unpacking."""
 
+import errno
 import hashlib
-import io
 import json
+import re
+import shutil
 import socket
 import tarfile
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from nnunet_ext.demo import decathlon
+from nnunet_ext import decathlon
 from nnunet_ext.errors import UserError
-
-NAME = "Task04_Hippocampus"
-
-
-def make_task(parent: Path, name: str = NAME, cases: int = 5) -> Path:
-    """Write a task folder of empty images."""
-    folder = parent / name
-    names = [f"case_{number:03d}" for number in range(cases)]
-    for subset in ("imagesTr", "labelsTr", "imagesTs"):
-        (folder / subset).mkdir(parents=True)
-        for case in names if subset != "imagesTs" else ["test_001"]:
-            (folder / subset / f"{case}.nii.gz").touch()
-            (folder / subset / f"._{case}.nii.gz").touch()  # as macOS leaves behind
-    described: dict[str, Any] = {
-        "modality": {"0": "MRI"},
-        "labels": {"0": "background", "1": "organ"},
-        "numTraining": cases,
-        "training": [],
-        "test": [],
-    }
-    (folder / "dataset.json").write_text(json.dumps(described))
-    return folder
+from tests.decathlon_server import NAME, Server, archive_of, make_task
 
 
 def edit_description(folder: Path, **changes: Any) -> None:
@@ -133,10 +113,11 @@ def test_test_labels_count_only_when_complete(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------- the ten tasks
 
 
-def test_all_ten_tasks_have_a_checksum() -> None:
+def test_all_ten_tasks_have_a_well_formed_checksum_of_their_own() -> None:
     assert [name[:6] for name in decathlon.TASKS] == [f"Task{n:02d}" for n in range(1, 11)]
-    assert len({task.md5 for task in decathlon.TASKS.values()}) == 10
-    assert all(len(task.md5) == 32 for task in decathlon.TASKS.values())
+    checksums = [task.md5 for task in decathlon.TASKS.values()]
+    assert len(set(checksums)) == 10
+    assert all(re.fullmatch("[0-9a-f]{32}", checksum) for checksum in checksums)
 
 
 def test_unknown_task_gets_the_nearest() -> None:
@@ -149,57 +130,6 @@ def test_terms_name_the_licence() -> None:
 
 
 # ------------------------------------------------------------------------------------- downloads
-
-
-class Server:
-    """Serves one archive; can break off in the middle."""
-
-    def __init__(self, content: bytes) -> None:
-        self.content = content
-        self.break_after: int | None = None
-        self.ranges: list[str | None] = []
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                server.answer(self)
-
-            def log_message(self, *args: Any) -> None:
-                pass
-
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self._http.serve_forever, daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self._http.server_address[1]}"
-
-    def answer(self, handler: BaseHTTPRequestHandler) -> None:
-        if not handler.path.endswith(f"/{NAME}.tar"):
-            handler.send_error(404, "Not Found")
-            return
-        wished = handler.headers.get("Range")
-        self.ranges.append(wished)
-        start = int(wished.removeprefix("bytes=").rstrip("-")) if wished else 0
-        rest = self.content[start:]
-        if wished and not rest:
-            handler.send_error(416)
-            return
-        handler.send_response(206 if wished else 200)
-        handler.send_header("Content-Length", str(len(rest)))
-        handler.end_headers()
-        handler.wfile.write(rest[: self.break_after])
-
-    def stop(self) -> None:
-        self._http.shutdown()
-        self._http.server_close()
-
-
-def archive_of(folder: Path) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        tar.add(folder, arcname=folder.name)
-    return buffer.getvalue()
 
 
 @pytest.fixture
@@ -257,6 +187,22 @@ def test_a_complete_partial_file_needs_no_more_bytes(server: Server, tmp_path: P
     assert decathlon.fetch_task(NAME, tmp_path / "to", server.url).is_dir()
 
 
+@pytest.mark.parametrize("step", ["_md5", "unpack"])
+def test_an_interruption_after_the_last_byte_costs_no_byte(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(decathlon, step, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            decathlon.fetch_task(NAME, tmp_path / "to", server.url)
+    assert decathlon.fetch_task(NAME, tmp_path / "to", server.url).is_dir()
+    assert server.ranges == [None, f"bytes={len(server.content)}-"]
+    assert [path.name for path in (tmp_path / "to").iterdir()] == [NAME]
+
+
 def test_wrong_checksum_is_refused_and_nothing_is_left(server: Server, tmp_path: Path) -> None:
     server.content = server.content[:-1] + b"x"
     with pytest.raises(UserError, match=rf"{server.url}.*is not the archive of {NAME}.*MD5"):
@@ -296,6 +242,39 @@ def test_wrong_archive_put_by_hand_is_refused(server: Server, tmp_path: Path) ->
     archive.write_bytes(server.content[:1000])
     with pytest.raises(UserError, match=r"its MD5 is .* it should be"):
         decathlon.fetch_task(NAME, archive.parent, server.url)
+
+
+def test_a_disk_too_small_for_archive_and_contents_is_refused_at_once(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = SimpleNamespace(free=2 * len(server.content) - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+    with pytest.raises(UserError, match=r"has .* kB left, but .* kB are needed.*--out"):
+        decathlon.fetch_task(NAME, tmp_path / "to", server.url)
+    free.free += 1
+    assert decathlon.fetch_task(NAME, tmp_path / "to", server.url).is_dir()
+
+
+def test_a_disk_that_fills_up_keeps_what_came_for_the_next_try(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decathlon, "CHUNK", 1024)
+
+    def fill(done: int, total: int | None) -> None:
+        if done == 4096:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(UserError, match=r"The disk of .* is full.*run again to go on"):
+        decathlon.fetch_task(NAME, tmp_path / "to", server.url, fill)
+    assert [path.name for path in (tmp_path / "to").iterdir()] == [f"{NAME}.tar.part"]
+    assert decathlon.fetch_task(NAME, tmp_path / "to", server.url).is_dir()
+    assert server.ranges == [None, "bytes=4096-"]
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"Cannot fetch into .*file"):
+        decathlon.fetch_task(NAME, tmp_path / "file")
 
 
 # ------------------------------------------------------------------------------------- unpacking

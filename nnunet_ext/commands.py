@@ -1,4 +1,4 @@
-"""Runs nnU-Net's own commands as child processes and reads their progress."""
+"""Runs nnU-Net's own commands as child processes."""
 
 import os
 import re
@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from nnunet_ext.demo.display import StepDisplay
 from nnunet_ext.errors import UserError
 
 LAUNCHER = (sys.executable, "-m", "nnunet_ext.cli.launch")
@@ -28,8 +27,8 @@ def run_command(
     command: Sequence[str],
     environment: Mapping[str, str],
     log: Path,
-    display: StepDisplay,
-    read_line: LineReader,
+    read_line: LineReader = lambda line: None,
+    launcher: Sequence[str] | None = None,
 ) -> None:
     """Run a command of nnU-Net's; its output goes to a log and, line by line, to a reader.
 
@@ -37,18 +36,17 @@ def run_command(
         command: Name of the command, for example ``nnUNetv2_train``, and its arguments.
         environment: Variables to set for it beside those of this process.
         log: File that its output is appended to.
-        display: Shows the command.
         read_line: Called with every line of the output.
+        launcher: What runs the command; default is :data:`LAUNCHER`.
 
     Raises:
         UserError: If the command fails; shows the end of its output.
     """
-    shown = shlex.join(command)
-    display.command(shown)
     log.parent.mkdir(parents=True, exist_ok=True)
     tail: deque[str] = deque(maxlen=TAIL_LINES)
-    with log.open("a", encoding="utf-8") as file, _started(command, environment) as process:
-        file.write(f"$ {shown}\n")
+    started = _started([*(launcher or LAUNCHER), *command], environment)
+    with log.open("a", encoding="utf-8") as file, started as process:
+        file.write(f"$ {shlex.join(command)}\n")
         assert process.stdout is not None
         for line in process.stdout:  # a carriage return of a progress bar ends a line too
             file.write(line)
@@ -59,6 +57,41 @@ def run_command(
         code = process.wait()
     if code:
         raise UserError(_failure(command[0], code, list(tail), log))
+
+
+def environment(device: str) -> dict[str, str]:
+    """What nnU-Net's commands should find in their environment; what the user has set stays.
+
+    Args:
+        device: ``cpu``, ``cuda`` or ``mps``.
+    """
+    cores = os.cpu_count() or 1
+    # a GPU waits for augmentation; on a CPU the network needs the cores more
+    augmenting = 1 if device == "cpu" else max(1, min(12, cores - 1))
+    wished = {
+        "nnUNet_def_n_proc": str(workers()),
+        "nnUNet_n_proc_DA": str(augmenting),
+        # nnU-Net sets the threads of training itself; its workers need one each
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        # threads that wait by spinning take the cores from whatever else runs there;
+        # with another program on both cores, training is twice as fast like this
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "MPLBACKEND": "Agg",
+    }
+    return {name: os.environ.get(name, value) for name, value in wished.items()}
+
+
+def workers() -> int:
+    """Processes for conversion, preprocessing and export."""
+    return max(2, min(8, (os.cpu_count() or 1) // 2))
+
+
+def epoch_begun(line: str) -> int | None:
+    """The number of the epoch, from 0, that a line of a trainer's output says begins."""
+    match = re.search(r"(?:^|: )Epoch (\d+)\s*$", line)
+    return int(match[1]) if match else None
 
 
 def _failure(command: str, code: int, tail: Sequence[str], log: Path) -> str:
@@ -78,7 +111,7 @@ def _started(
 ) -> Iterator["subprocess.Popen[str]"]:
     """A running command that does not outlive this block, whatever ends it."""
     with subprocess.Popen(
-        [*LAUNCHER, *command],
+        command,
         env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1", **environment},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -136,59 +169,3 @@ def termination_interrupts() -> Iterator[None]:
     finally:
         for name, handler in before.items():
             signal.signal(getattr(signal, name), handler)
-
-
-def bar_reader(display: StepDisplay) -> LineReader:
-    """Read the progress bars that nnU-Net prints while it plans and preprocesses."""
-    activity = "starting"
-
-    def read(line: str) -> None:
-        nonlocal activity
-        bar = re.search(r"\d+%\|.*\| (\d+)/(\d+) ", line)
-        if bar:
-            display.update(activity, int(bar[1]), int(bar[2]))
-        elif re.match(r"(Fingerprint|Experiment planning|Preprocessing)", line):
-            activity = line.rstrip(".").lower()
-            display.update(activity)
-
-    return read
-
-
-def training_reader(display: StepDisplay, epochs: int | None) -> LineReader:
-    """Read epochs, pseudo Dice and validation from what nnU-Net's trainers print."""
-    epoch = 0
-
-    def read(line: str) -> None:
-        nonlocal epoch
-        message = re.sub(r"^[\d-]+ [\d:.]+: ", "", line).strip()
-        shown = f"epoch {epoch + 1}" + (f" of {epochs}" if epochs else "")
-        if match := re.fullmatch(r"Epoch (\d+)", message):
-            epoch = int(match[1])
-            shown = f"epoch {epoch + 1}" + (f" of {epochs}" if epochs else "")
-            display.update(shown, epoch, epochs)
-        elif message.startswith("Pseudo dice"):
-            scores = " ".join(_numbers(message.removeprefix("Pseudo dice")))
-            display.update(f"{shown}, pseudo Dice {scores}", epoch + 1, epochs, milestone=True)
-        elif match := re.fullmatch(r"predicting (\S+)", message):
-            display.update(f"validating {match[1]}")
-
-    return read
-
-
-def _numbers(text: str) -> list[str]:
-    """The numbers in a list that nnU-Net prints, which may read ``[np.float32(0.5), nan]``."""
-    inner = re.sub(r"\w*\.?float\d+\(([^)]*)\)", r"\1", text)
-    return [f"{float(number):.2f}" for number in re.findall(r"nan|\d+\.?\d*(?:e-?\d+)?", inner)]
-
-
-def prediction_reader(display: StepDisplay, cases: int) -> LineReader:
-    """Count the cases that nnU-Net's prediction begins; it prints one such line for each."""
-    begun = 0
-
-    def read(line: str) -> None:
-        nonlocal begun
-        if line.startswith("perform_everything_on_device:"):
-            begun += 1
-            display.update(f"case {begun} of {cases}", begun - 1, cases, milestone=True)
-
-    return read

@@ -1,6 +1,7 @@
 """Tasks of the Medical Segmentation Decathlon: which there are, fetching, checking a folder."""
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -124,23 +125,49 @@ def fetch_task(
         The task folder.
 
     Raises:
-        UserError: If the task does not exist, the server cannot be reached, or what came
-            has the wrong checksum.
+        UserError: If the task does not exist, the server cannot be reached, what came has
+            the wrong checksum, or the disk is too small.
     """
     task = find_task(name)
     target, archive = folder / task.name, folder / task.archive
     if target.is_dir():
         return target
-    folder.mkdir(parents=True, exist_ok=True)
     put_by_hand = archive.exists()
-    if put_by_hand:
-        _verify(archive, task)
-    else:
-        _download(task, archive, base_url, progress)
-    unpack(archive, target)
-    if not put_by_hand:
-        archive.unlink()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if put_by_hand:
+            _verify(archive, task)
+        else:
+            archive = _download(task, archive, base_url, progress)
+        _require_space(folder, archive.stat().st_size)
+        unpack(archive, target)
+        if not put_by_hand:
+            archive.unlink()
+    except OSError as error:
+        raise UserError(_disk_problem(error, folder)) from error
     return target
+
+
+def _require_space(folder: Path, needed: int) -> None:
+    """Refuse to begin where fewer than ``needed`` bytes are free."""
+    from rich.filesize import decimal
+
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"The disk of {folder} has {decimal(free)} left, but {decimal(needed)} are needed for "
+            "the rest of the archive and what it holds. Make room, or name a folder on another "
+            "disk with --out."
+        )
+
+
+def _disk_problem(error: OSError, folder: Path) -> str:
+    if error.errno == errno.ENOSPC:
+        return (
+            f"The disk of {folder} is full. What has been downloaded is kept: make room and run "
+            "again to go on."
+        )
+    return f"Cannot fetch into {folder}: {error}."
 
 
 def task_url(task: Task, base_url: str | None = None) -> str:
@@ -150,9 +177,7 @@ def task_url(task: Task, base_url: str | None = None) -> str:
 
 
 def _verify(archive: Path, task: Task) -> None:
-    import pooch
-
-    found = pooch.file_hash(str(archive), alg="md5")
+    found = _md5(archive)
     if found != task.md5:
         raise UserError(
             f"{archive} is not the archive of {task.name}: its MD5 is {found}, it should be "
@@ -160,21 +185,21 @@ def _verify(archive: Path, task: Task) -> None:
         )
 
 
-def _download(task: Task, archive: Path, base_url: str | None, progress: Progress | None) -> None:
+def _md5(archive: Path) -> str:
     import pooch
+
+    found: str = pooch.file_hash(str(archive), alg="md5")
+    return found
+
+
+def _download(task: Task, archive: Path, base_url: str | None, progress: Progress | None) -> Path:
+    """Download and verify an archive; it keeps the name of a partial one until it is unpacked."""
     import requests
 
     url = task_url(task, base_url)
     partial = archive.with_name(f"{archive.name}.part")
-    pooch.get_logger().setLevel("WARNING")
     try:
-        pooch.retrieve(
-            url,
-            known_hash=f"md5:{task.md5}",
-            fname=archive.name,
-            path=archive.parent,
-            downloader=ResumingDownloader(partial, progress),
-        )
+        _resume(url, partial, progress)
     except requests.exceptions.RequestException as error:
         have = partial.stat().st_size if partial.exists() else 0
         so_far = f" {have} bytes are here already." if have else ""
@@ -182,11 +207,13 @@ def _download(task: Task, archive: Path, base_url: str | None, progress: Progres
             f"Cannot download {url}: {_reason(error)}.{so_far} Run again to go on, name a mirror "
             f"in {BASE_URL_VARIABLE}, or get the file in another way and put it at {archive}."
         ) from error
-    except ValueError as error:  # pooch's way to say that the checksum is wrong
+    if _md5(partial) != task.md5:
+        partial.unlink()
         raise UserError(
             f"What came from {url} is not the archive of {task.name}: its MD5 is not {task.md5}. "
             "It has been removed. Run again; if that does not help, the server has another file."
-        ) from error
+        )
+    return partial
 
 
 def _reason(error: Exception) -> str:
@@ -201,42 +228,27 @@ def _reason(error: Exception) -> str:
     return "the server cannot be reached (is this machine online?)"
 
 
-class ResumingDownloader:
-    """A downloader for pooch that goes on where an earlier one was interrupted.
+def _resume(url: str, partial: Path, progress: Progress | None) -> None:
+    """Append to a partial file what is missing of it."""
+    import requests
 
-    Args:
-        partial: File that keeps what has come until the download is complete.
-        progress: Called after every chunk.
-    """
-
-    def __init__(self, partial: Path, progress: Progress | None = None) -> None:
-        self.partial = partial
-        self.progress = progress
-
-    def __call__(self, url: str, output_file: str, pooch: Any) -> None:
-        """Download ``url`` to ``output_file``; the signature is pooch's."""
-        import requests
-
-        have = self.partial.stat().st_size if self.partial.exists() else 0
-        headers = {"Range": f"bytes={have}-"} if have else {}
-        with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
-            # 416: there is nothing after what we have; the checksum will tell if it is right
-            if not (have and response.status_code == 416):
-                response.raise_for_status()
-                resumed = response.status_code == 206
-                self._receive(response, start=have if resumed else 0)
-        os.replace(self.partial, output_file)
-
-    def _receive(self, response: Any, start: int) -> None:
+    have = partial.stat().st_size if partial.exists() else 0
+    headers = {"Range": f"bytes={have}-"} if have else {}
+    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
+        if have and response.status_code == 416:
+            return  # there is nothing after what we have; the checksum will tell if it is right
+        response.raise_for_status()
+        done = have if response.status_code == 206 else 0
         length = response.headers.get("Content-Length")
-        total = start + int(length) if length else None
-        with self.partial.open("ab" if start else "wb") as file:
-            done = start
+        total = done + int(length) if length else None
+        if total is not None:  # the archive holds compressed images: unpacked, it is as large
+            _require_space(partial.parent, total - done + total)
+        with partial.open("ab" if done else "wb") as file:
             for chunk in response.iter_content(CHUNK):
                 file.write(chunk)
                 done += len(chunk)
-                if self.progress:
-                    self.progress(done, total)
+                if progress:
+                    progress(done, total)
 
 
 def unpack(archive: Path, target: Path) -> None:

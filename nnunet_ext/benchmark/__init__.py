@@ -1,0 +1,1 @@
+"""Many trainers on one data set: run, collect, compare, report."""

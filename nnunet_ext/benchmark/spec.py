@@ -1,0 +1,256 @@
+"""What a benchmark is: which arms, on which data, how often. Kept in ``benchmark.json``."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from nnunet_ext.benchmark.degradation import Degradation
+from nnunet_ext.benchmark.label_noise import LabelNoise
+from nnunet_ext.errors import UserError
+from nnunet_ext.files import replacing
+from nnunet_ext.settings import PLANS_KEY, STRICT, read_training_settings
+
+FILE_NAME = "benchmark.json"
+
+MAY_GROW = ("description", "arms", "configurations", "folds", "seeds", "baseline", "degradations")
+"""Fields that may change without making finished trainings useless."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class Arm:
+    """One of the things that are compared: a trainer under certain settings."""
+
+    trainer: Annotated[str, Field(description="what stands behind -tr")]
+    settings: Annotated[
+        dict[str, Any], Field(description="settings beside the benchmark's, as in the plans")
+    ] = dataclasses.field(default_factory=dict)
+    plans: Annotated[str | None, Field(description="other plans than the benchmark's")] = None
+    weights_of: Annotated[
+        str | None, Field(description="arm whose weights are evaluated under these settings")
+    ] = None
+    description: str = ""
+
+
+@dataclass(frozen=True, config=STRICT)
+class Split:
+    """A fold, by regular expressions that must match whole case names."""
+
+    validation: str
+    training: Annotated[str | None, Field(description="default: all others")] = None
+
+
+@dataclass(frozen=True, config=STRICT)
+class PlanChanges:
+    """What the benchmark changes in every planned configuration, to fit its means."""
+
+    patch_size: Annotated[tuple[int, ...] | None, Field(min_length=2, max_length=3)] = None
+    batch_size: Annotated[int | None, Field(ge=1)] = None
+
+
+@dataclass(frozen=True, config=STRICT)
+class Benchmark:
+    """Everything that decides a benchmark's result, but not where and how fast it runs."""
+
+    dataset: Annotated[str, Field(pattern=r"^Dataset\d{3}_\w+$")]
+    arms: Annotated[dict[str, Arm], Field(min_length=1)]
+    plans: str = "nnUNetPlans"
+    configurations: Annotated[tuple[str, ...], Field(min_length=1)] = ("3d_fullres",)
+    folds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0, 1, 2, 3, 4)
+    seeds: Annotated[int, Field(ge=1, description="trainings per arm, configuration, fold")] = 1
+    settings: Annotated[
+        dict[str, Any], Field(description="settings of all arms, as in the plans")
+    ] = dataclasses.field(default_factory=dict)
+    plan_changes: PlanChanges = PlanChanges()
+    splits: Annotated[
+        tuple[Split, ...] | None, Field(description="default: nnU-Net's five random folds")
+    ] = None
+    subject: Annotated[
+        str | None,
+        Field(description="regular expression whose group names the subject of a case"),
+    ] = None
+    label_noise: LabelNoise | None = None
+    degradations: Annotated[
+        dict[str, Degradation], Field(description="held-out images are also predicted like this")
+    ] = dataclasses.field(default_factory=dict)
+    baseline: Annotated[str | None, Field(description="default: the first arm")] = None
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        for name in self.arms:
+            self._check_arm(name)
+        shared = [group for group in _grouped(self.arms) if len(group) > 1]
+        if shared:
+            raise ValueError(
+                f"arms {' and '.join(shared[0])} would share a folder; name them differently"
+            )
+        if self.baseline is not None and self.baseline not in self.arms:
+            raise ValueError(
+                f'baseline "{self.baseline}" is none of the arms {", ".join(self.arms)}'
+            )
+        read_training_settings({PLANS_KEY: self.settings}, '"settings"')
+        if "seed" in self.settings:
+            raise ValueError('"settings" must not hold a seed; "seeds" says how many there are')
+        if self.splits is not None and max(self.folds) >= len(self.splits):
+            raise ValueError(f"fold {max(self.folds)} is not among the {len(self.splits)} splits")
+        for name in self.degradations:
+            if slug(name) != name:
+                raise ValueError(f'name of degradation "{name}": only letters, digits, "-"')
+        patterns = [split.validation for split in self.splits or ()]
+        patterns += [split.training for split in self.splits or () if split.training]
+        for pattern in [*patterns, *([self.subject] if self.subject else [])]:
+            _check_pattern(pattern)
+        if self.subject is not None and re.compile(self.subject).groups != 1:
+            raise ValueError(f'"subject" needs exactly one group: {self.subject}')
+
+    def _check_arm(self, name: str) -> None:
+        arm = self.arms[name]
+        if not slug(name):
+            raise ValueError(f'arm "{name}" needs a name with letters or digits')
+        read_training_settings({PLANS_KEY: arm.settings}, f'settings of arm "{name}"')
+        if "seed" in arm.settings:
+            raise ValueError(f'arm "{name}" must not hold a seed; "seeds" says how many there are')
+        if arm.weights_of is None:
+            return
+        other = self.arms.get(arm.weights_of)
+        if other is None or other.weights_of is not None:
+            raise ValueError(f'arm "{name}": weights_of must name an arm that is trained')
+        if (other.trainer, other.plans) != (arm.trainer, arm.plans):
+            raise ValueError(f'arm "{name}" must have trainer and plans of "{arm.weights_of}"')
+
+    @property
+    def baseline_arm(self) -> str:
+        """The arm that the others are compared with."""
+        return self.baseline or next(iter(self.arms))
+
+    def plans_of(self, arm: str) -> str:
+        """Name of the plans that an arm trains with."""
+        return self.arms[arm].plans or self.plans
+
+    def settings_of(self, arm: str) -> dict[str, Any]:
+        """Settings of an arm without the seed, methods merged key by key."""
+        return merged(self.settings, self.arms[arm].settings)
+
+    def subject_of(self, case: str) -> str:
+        """The subject that a case belongs to; the case itself if nothing is said or matches."""
+        match = re.search(self.subject, case) if self.subject else None
+        return match[1] if match else case
+
+
+def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``first`` overridden by ``second``, nested mappings likewise."""
+    result = dict(first)
+    for key, value in second.items():
+        before = result.get(key)
+        if isinstance(before, Mapping) and isinstance(value, Mapping):
+            value = merged(before, value)
+        result[key] = value
+    return result
+
+
+def slug(name: str) -> str:
+    """A name for folders and configurations: nnU-Net splits names at double underscores."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
+
+
+def _grouped(names: Mapping[str, Any]) -> Iterator[list[str]]:
+    # in lower case, because some file systems do not tell the cases apart
+    for key in {slug(name).lower() for name in names}:
+        yield [name for name in names if slug(name).lower() == key]
+
+
+def _check_pattern(pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
+
+
+def as_json(benchmark: Benchmark) -> str:
+    """Write a benchmark as JSON, without what is left at its default."""
+    content = json.loads(TypeAdapter(Benchmark).dump_json(benchmark, exclude_defaults=True))
+    return json.dumps(content, indent=2) + "\n"
+
+
+def from_content(content: Any, where: str) -> Benchmark:
+    """Read a benchmark.
+
+    Args:
+        content: What a JSON file holds.
+        where: How error messages name the place.
+
+    Raises:
+        UserError: If it is no valid benchmark; says all that is wrong.
+    """
+    try:
+        return TypeAdapter(Benchmark).validate_json(json.dumps(content))
+    except ValidationError as error:
+        problems = [
+            f"{'.'.join(map(str, each['loc'])) or 'the file'}: {each['msg']}"
+            for each in error.errors()
+        ]
+        listed = "".join(f"\n  - {problem}" for problem in problems)
+        raise UserError(f"{where} is not a valid benchmark:{listed}") from None
+
+
+def read(path: Path) -> Benchmark:
+    """Read a benchmark file, or the one in a benchmark's folder.
+
+    Raises:
+        UserError: If there is none, or it is not valid.
+    """
+    if path.is_dir():
+        path = path / FILE_NAME
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror}.") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: {error}.") from None
+    return from_content(content, str(path))
+
+
+def claim(folder: Path, benchmark: Benchmark) -> None:
+    """Make ``folder`` the home of this benchmark, which may add to the one that is there.
+
+    Raises:
+        UserError: If the folder holds something else, or a benchmark that differs in more
+            than what it adds.
+    """
+    path = folder / FILE_NAME
+    if path.exists():
+        _refuse_another(read(path), benchmark, folder)
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise UserError(
+            f"{folder} is not empty and holds no benchmark. Name another folder with --out."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as partial:
+        partial.write_text(as_json(benchmark), encoding="utf-8")
+
+
+def _refuse_another(before: Benchmark, now: Benchmark, folder: Path) -> None:
+    names = [field.name for field in dataclasses.fields(Benchmark) if field.name not in MAY_GROW]
+    pairs = {name: (getattr(before, name), getattr(now, name)) for name in names}
+    for kind in ("arms", "degradations"):
+        old, new = getattr(before, kind), getattr(now, kind)
+        pairs |= {f'{kind} "{key}"': (old[key], new[key]) for key in old if key in new}
+    differences = [
+        f"{name} was {_shown(old)}, now {_shown(new)}"
+        for name, (old, new) in pairs.items()
+        if old != new
+    ]
+    if differences:
+        raise UserError(
+            f"{folder} holds another benchmark: {'; '.join(differences)}. Name another folder with "
+            "--out, or another arm; what is finished would not be comparable."
+        )
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(TypeAdapter(Any).dump_python(value, mode="json"), default=str)

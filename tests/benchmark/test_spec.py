@@ -1,0 +1,125 @@
+"""The file that says what a benchmark is: read, written, refused, added to."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nnunet_ext.benchmark import spec
+from nnunet_ext.benchmark.degradation import Degradation
+from nnunet_ext.errors import UserError
+
+CONTENT: dict[str, Any] = {
+    "dataset": "Dataset777_Tiny",
+    "arms": {
+        "stock": {"trainer": "nnUNetTrainer"},
+        "CateNorm, pass 2": {"trainer": "CateNormTrainer", "settings": {"catenorm": {}}},
+        "CateNorm, pass 1": {
+            "trainer": "CateNormTrainer",
+            "weights_of": "CateNorm, pass 2",
+            "settings": {"catenorm": {"predict": "first"}},
+        },
+    },
+    "folds": [0, 1],
+    "splits": [{"validation": "a.*"}, {"validation": "b.*", "training": "a.*"}],
+    "degradations": {"blur": {"blur": 2.0}},
+    "subject": r"_(\d+)$",
+}
+
+
+def make(**changes: Any) -> spec.Benchmark:
+    return spec.from_content({**CONTENT, **changes}, "test")
+
+
+def test_what_is_written_is_what_was_read(tmp_path: Path) -> None:
+    benchmark = make()
+    spec.claim(tmp_path / "new", benchmark)
+    assert spec.read(tmp_path / "new") == benchmark
+    written = json.loads((tmp_path / "new" / spec.FILE_NAME).read_text())
+    assert written == CONTENT  # nothing that stands at its default
+    assert benchmark.degradations["blur"] == Degradation(blur=2.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arms": {}}, "arms"),
+        ({"dataset": "4"}, "dataset"),
+        ({"folds": []}, "folds"),
+        ({"seeds": 0}, "seeds"),
+        ({"trainers": ["a"]}, "trainers"),
+        ({"folds": [2]}, "fold 2 is not among the 2 splits"),
+        ({"baseline": "other"}, 'baseline "other" is none of the arms'),
+        ({"settings": {"epochs": 3}}, 'unknown setting "epochs"'),
+        ({"settings": {"seed": 3}}, "must not hold a seed"),
+        ({"arms": {"a": {"trainer": "T", "settings": {"seed": 1}}}}, "must not hold a seed"),
+        ({"arms": {"a b": {"trainer": "T"}, "A-b": {"trainer": "T"}}}, "would share a folder"),
+        ({"arms": {"?!": {"trainer": "T"}}}, "letters or digits"),
+        ({"arms": {"a": {"trainer": "T", "weights_of": "b"}}}, "weights_of"),
+        ({"splits": [{"validation": "("}], "folds": [0]}, "not a regular expression"),
+        ({"subject": "abc"}, "exactly one group"),
+        ({"degradations": {"very blurred": {"blur": 2.0}}}, "only letters"),
+        ({"degradations": {"blur": {"blur": -1.0}}}, "greater than or equal to 0"),
+    ],
+)
+def test_what_is_wrong_is_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        make(**changes)
+    assert message in str(error.value)
+
+
+def test_settings_of_an_arm_add_to_those_of_all() -> None:
+    arms = {"a": {"trainer": "T", "settings": {"catenorm": {"norm": "batch"}}}}
+    shared = {"num_epochs": 3, "catenorm": {"reduction": 4}}
+    benchmark = make(arms=arms, settings=shared)
+    expected = {"num_epochs": 3, "catenorm": {"reduction": 4, "norm": "batch"}}
+    assert benchmark.settings_of("a") == expected
+
+
+def test_cases_belong_to_subjects() -> None:
+    benchmark = make()
+    assert benchmark.subject_of("bSSFP_07") == benchmark.subject_of("LGE_07") == "07"
+    assert benchmark.subject_of("other") == "other"
+    assert make(subject=None).subject_of("LGE_07") == "LGE_07"
+
+
+def test_a_benchmark_may_grow(tmp_path: Path) -> None:
+    spec.claim(tmp_path, make())
+    arms = CONTENT["arms"] | {"new": {"trainer": "TopKSigmaTrainer"}}
+    grown = make(arms=arms, seeds=3, degradations={"noise": {"noise": 1.0}}, baseline="new")
+    spec.claim(tmp_path, grown)
+    assert spec.read(tmp_path) == grown
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"plans": "CompactPlans"}, 'plans was "nnUNetPlans", now "CompactPlans"'),
+        ({"arms": {"stock": {"trainer": "CateNormTrainer"}}}, 'arms "stock"'),
+        ({"degradations": {"blur": {"blur": 3.0}}}, 'degradations "blur"'),
+        ({"settings": {"num_epochs": 3}}, "settings"),
+    ],
+)
+def test_two_benchmarks_in_one_folder_are_refused(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    spec.claim(tmp_path, make())
+    with pytest.raises(UserError, match="holds another benchmark") as error:
+        spec.claim(tmp_path, make(**changes))
+    assert message in str(error.value)
+    assert spec.read(tmp_path) == make()
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(UserError, match="holds no benchmark"):
+        spec.claim(tmp_path, make())
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '"x"', "\xff"])
+def test_a_damaged_file_is_named(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "experiment.json"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError, match=r"experiment\.json"):
+        spec.read(path)

@@ -1,0 +1,32 @@
+from pathlib import Path
+
+import pytest
+
+from nnunet_ext.files import replacing
+
+
+def test_the_new_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "case.nii.gz"
+    path.write_text("old")
+    with replacing(path) as partial:
+        assert partial.name == path.name  # its ending tells writers the format
+        partial.write_text("new")
+        assert path.read_text() == "old"
+        assert [each for each in tmp_path.iterdir() if each.is_file()] == [path]
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "plans.json"
+    path.write_text("old")
+
+    def fail() -> None:
+        with replacing(path) as partial:
+            partial.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
