@@ -1,10 +1,14 @@
-"""Writing files so that nobody ever finds half of one."""
+"""Reading files with errors that help, and writing them so that nobody ever finds half of one."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
+
+from nnunet_ext.errors import UserError
 
 
 @contextmanager
@@ -22,3 +26,23 @@ def replacing(path: str | Path) -> Iterator[Path]:
         partial = Path(folder, path.name)
         yield partial
         os.replace(partial, path)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        UserError: If it cannot be read or is not valid JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror}.") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: {error}.") from None
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file so that it is never seen half-written."""
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

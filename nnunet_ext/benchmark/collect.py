@@ -16,7 +16,7 @@ from nnunet_ext.benchmark.metrics import Region, measure
 from nnunet_ext.benchmark.prepare import Prepared, read_prepared
 from nnunet_ext.benchmark.results import CLEAN, TEST, Results
 from nnunet_ext.errors import UserError
-from nnunet_ext.files import replacing
+from nnunet_ext.files import read_json, replacing
 
 if TYPE_CHECKING:
     from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
@@ -44,19 +44,15 @@ def read_summary(path: Path) -> list[dict[str, Any]]:
         UserError: If the file is missing or damaged.
     """
     try:
-        cases: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))[
-            "metric_per_case"
-        ]
+        cases: list[dict[str, Any]] = read_json(path)["metric_per_case"]
         for case in cases:
             Path(case["reference_file"]), Path(case["prediction_file"])
             for metrics in case["metrics"].values():
                 float("nan" if metrics["Dice"] is None else metrics["Dice"])
-    except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror}.") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (UserError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path} is damaged ({error}). Delete it; `nnunet-ext benchmark run` then makes it "
-            "again from the trained model."
+            f"{path} is missing or damaged ({error}). `nnunet-ext benchmark run` makes it again "
+            "from the trained model."
         ) from None
     return cases
 
@@ -96,7 +92,7 @@ def _reader(layout: Layout) -> tuple["BaseReaderWriter", int | None, str]:
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     plans = PlansManager(str(layout.dataset / f"{layout.benchmark.plans}.json"))
-    dataset_json = json.loads((layout.dataset / "dataset.json").read_text(encoding="utf-8"))
+    dataset_json = read_json(layout.dataset / "dataset.json")
     ignore: int | None = plans.get_label_manager(dataset_json).ignore_label
     return plans.image_reader_writer_class(), ignore, dataset_json["file_ending"]
 
@@ -150,7 +146,7 @@ def collect(layout: Layout, baseline: str | None = None) -> Results:
     if baseline not in benchmark.arms:
         raise UserError(f'"{baseline}" is no arm; there are: {", ".join(benchmark.arms)}.')
     prepared = read_prepared(layout)
-    dataset_json = json.loads((layout.dataset / "dataset.json").read_text(encoding="utf-8"))
+    dataset_json = read_json(layout.dataset / "dataset.json")
     problems: list[str] = []
     scores, curves, cells, commands = [], [], [], {}
     found: dict[str, Any] = {}

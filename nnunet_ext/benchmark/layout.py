@@ -1,6 +1,5 @@
 """Where everything of a benchmark lies, and the state of its cells."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -12,7 +11,8 @@ from filelock import FileLock, Timeout
 from nnunet_ext.benchmark import spec
 from nnunet_ext.benchmark.results import CLEAN, TEST
 from nnunet_ext.benchmark.spec import Benchmark, slug
-from nnunet_ext.files import replacing
+from nnunet_ext.errors import UserError
+from nnunet_ext.files import read_json, write_json
 
 Status = Literal["missing", "running", "done", "failed"]
 
@@ -211,13 +211,11 @@ class Layout:
     def state(self, cell: Cell) -> State:
         """What is known of a cell; an unreadable record counts as none."""
         try:
-            content = json.loads((self.folder(cell) / "state.json").read_text(encoding="utf-8"))
-            return State(**content)
-        except (OSError, ValueError, TypeError):
+            return State(**read_json(self.folder(cell) / "state.json"))
+        except (UserError, TypeError):
             return State()
 
     def save(self, cell: Cell, state: State) -> None:
         """Keep what is known of a cell."""
         self.folder(cell).mkdir(parents=True, exist_ok=True)
-        with replacing(self.folder(cell) / "state.json") as partial:
-            partial.write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
+        write_json(self.folder(cell) / "state.json", asdict(state))

@@ -224,7 +224,7 @@ def _figure(rows: float, curve: bool = False) -> Iterator[tuple[Figure, Axes]]:
         axes = figure.add_subplot()
         axes.grid(visible=curve, axis="y")
         # not more than there is room for, and no fractions of epochs
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=curve))
+        axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=curve))
         yield figure, axes
 
 

@@ -5,7 +5,6 @@ preprocessing go there once. What a benchmark varies (settings, folds, noisy lab
 folders of the benchmark's own, where the images are links.
 """
 
-import json
 import os
 import re
 import shutil
@@ -24,7 +23,7 @@ from nnunet_ext.benchmark.degradation import write_degraded
 from nnunet_ext.benchmark.layout import Cell, Layout
 from nnunet_ext.benchmark.spec import Benchmark, merged
 from nnunet_ext.errors import UserError
-from nnunet_ext.files import replacing
+from nnunet_ext.files import read_json, replacing, write_json
 from nnunet_ext.near import did_you_mean
 from nnunet_ext.settings import PLANS_KEY
 
@@ -125,7 +124,7 @@ def prepare(layout: Layout, say: Say) -> Prepared:
     """
     benchmark = layout.benchmark
     raw = _folder("nnUNet_raw") / find_dataset(benchmark.dataset)
-    dataset_json = _read_json(raw / "dataset.json")
+    dataset_json = read_json(raw / "dataset.json")
     cases = _raw_cases(raw)
     noisy: list[str] = []
     if benchmark.label_noise is None:
@@ -156,7 +155,7 @@ def prepare(layout: Layout, say: Say) -> Prepared:
         noisy,
     )
     _write_degraded_images(layout, prepared, say)
-    _write_json(layout.prepared, asdict(prepared))
+    write_json(layout.prepared, asdict(prepared))
     return prepared
 
 
@@ -191,12 +190,12 @@ def _write_noisy_raw(
     labels.mkdir(parents=True, exist_ok=True)
     clean = {case: Path(str(files["label"])) for case, files in cases.items()}
     noisy = label_noise.corrupt(clean, labels, noise, raw)
-    described = _read_json(raw / "dataset.json")
+    described = read_json(raw / "dataset.json")
     described["dataset"] = {
         case: {"images": list(files["images"]), "label": str(labels / Path(files["label"]).name)}
         for case, files in cases.items()
     }
-    _write_json(folder / "dataset.json", described)
+    write_json(folder / "dataset.json", described)
     return noisy
 
 
@@ -217,7 +216,7 @@ def _plan_and_preprocess(
         missing = [
             name
             for name in benchmark.configurations
-            if not _is_preprocessed(preprocessed, _resolved(_read_json(path), name, path), cases)
+            if not _is_preprocessed(preprocessed, _resolved(read_json(path), name, path), cases)
         ]
         command = ["nnUNetv2_preprocess", "-d", number, "-plans_name", plans_name]
         command += ["-c", *missing, "-np", *[workers] * len(missing)]
@@ -232,7 +231,7 @@ def _plan_and_preprocess(
     environment = commands.environment("cpu") | {k: str(v) for k, v in folders.items()}
     preprocessed.parent.mkdir(parents=True, exist_ok=True)
     commands.run_command(command, environment, layout.root / "preprocess.log")
-    content = _read_json(path)
+    content = read_json(path)
     for name in missing:
         if not _is_preprocessed(preprocessed, _resolved(content, name, path), cases):
             raise UserError(
@@ -297,13 +296,13 @@ def _splits(layout: Layout, preprocessed: Path, cases: list[str]) -> list[dict[s
     """Training and held-out cases of each fold; those of an earlier run stay."""
     own, users = layout.dataset / "splits_final.json", preprocessed / "splits_final.json"
     if own.exists():
-        splits = _read_json(own)
+        splits = read_json(own)
     elif layout.benchmark.splits is not None:
         splits = [
             _split(split.validation, split.training, cases) for split in layout.benchmark.splits
         ]
     elif users.exists():
-        splits = _read_json(users)
+        splits = read_json(users)
     else:
         from nnunetv2.utilities.crossval_split import generate_crossval_split
 
@@ -344,19 +343,19 @@ def _write_preprocessed(
     splits: list[dict[str, list[str]]],
 ) -> None:
     layout.dataset.mkdir(parents=True, exist_ok=True)
-    _write_json(layout.dataset / "splits_final.json", splits)
+    write_json(layout.dataset / "splits_final.json", splits)
     for name in ("dataset.json", "dataset_fingerprint.json"):
         shutil.copyfile(preprocessed / name, layout.dataset / name)
     for plans_name in _names_of_plans(layout.benchmark):
         path = preprocessed / f"{plans_name}.json"
-        plans = _read_json(path)
+        plans = read_json(path)
         for name in layout.benchmark.configurations:
             base = _resolved(plans, name, path)
             _link(preprocessed / base["data_identifier"], layout.dataset)
             plans["configurations"] |= _configurations(
                 layout.benchmark, plans_name, name, base, trainings
             )
-        _write_json(layout.dataset / path.name, plans)
+        write_json(layout.dataset / path.name, plans)
 
 
 def _configurations(
@@ -431,17 +430,3 @@ def _write_degraded_images(layout: Layout, prepared: Prepared, say: Say) -> None
                     target = folder / f"{case}_{channel:04d}{prepared.file_ending}"
                     if not target.exists():
                         write_degraded(Path(image), target, degradation, seed=0)
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror}.") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}.") from None
-
-
-def _write_json(path: Path, content: Any) -> None:
-    with replacing(path) as partial:
-        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass
 from nnunet_ext.benchmark.degradation import Degradation
 from nnunet_ext.benchmark.label_noise import LabelNoise
 from nnunet_ext.errors import UserError
-from nnunet_ext.files import replacing
+from nnunet_ext.files import read_json, replacing
 from nnunet_ext.settings import PLANS_KEY, STRICT, read_training_settings
 
 FILE_NAME = "benchmark.json"
@@ -206,13 +206,7 @@ def read(path: Path) -> Benchmark:
     """
     if path.is_dir():
         path = path / FILE_NAME
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror}.") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}.") from None
-    return from_content(content, str(path))
+    return from_content(read_json(path), str(path))
 
 
 def claim(folder: Path, benchmark: Benchmark) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_ext.errors import UserError
-from nnunet_ext.files import replacing
+from nnunet_ext.files import read_json, replacing
 from nnunet_ext.near import did_you_mean
 
 FOLDER_VARIABLE = "nnUNet_preprocessed"
@@ -151,12 +151,7 @@ def _plans_in(folder: Path) -> list[str]:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror}.") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}.") from None
+    content = read_json(path)
     if not isinstance(content, Mapping):
         raise UserError(f"{path} must hold a JSON object.")
     return dict(content)

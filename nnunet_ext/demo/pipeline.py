@@ -21,8 +21,9 @@ from nnunet_ext.console import print_plain
 from nnunet_ext.demo import readers, synthetic
 from nnunet_ext.demo.display import Display, StepDisplay
 from nnunet_ext.demo.trainers import TrainerChoice
-from nnunet_ext.demo.workspace import Parameters, Workspace, write_json
+from nnunet_ext.demo.workspace import Parameters, Workspace
 from nnunet_ext.errors import UserError
+from nnunet_ext.files import write_json
 from nnunet_ext.settings import PLANS_KEY
 
 PLANNER = "CompactPlanner"

@@ -3,10 +3,9 @@
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from nnunet_ext.errors import UserError
-from nnunet_ext.files import replacing
+from nnunet_ext.files import write_json
 
 
 @dataclass(frozen=True)
@@ -155,9 +154,3 @@ class Workspace:
 
 def _shown(value: object) -> str:
     return "not set" if value is None else str(value)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file so that it is never seen half-written."""
-    with replacing(path) as partial:
-        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
