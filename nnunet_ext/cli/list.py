@@ -44,8 +44,9 @@ def list_methods(
 
 
 def _is_trainer(name: str) -> bool:
-    base = name.rpartition("_")[0]  # of a name with nnU-Net's suffix, like _250epochs
-    return name in trainers.MODULES or (base in trainers.MODULES and hasattr(trainers, name))
+    patterns = (trainers.LENGTH_SUFFIX, trainers.TWIN)
+    plausible = any(pattern.fullmatch(name) for pattern in patterns)  # the rest takes seconds
+    return name in trainers.MODULES or (plausible and hasattr(trainers, name))
 
 
 def _show_all(console: "Console") -> None:

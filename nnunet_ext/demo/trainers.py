@@ -50,7 +50,8 @@ def choose_trainer(name: str, epochs: int | None, default_epochs: int) -> Traine
             f"The name {name} says {length['epochs']} epochs, but --epochs is {epochs}. "
             "Leave one of them out."
         )
-    if (length["base"] if length else name) in trainers.MODULES:
+    base = length["base"] if length else name
+    if base in trainers.MODULES or (trainers.TWIN.fullmatch(base) and hasattr(trainers, base)):
         chosen = int(length["epochs"]) if length else epochs or default_epochs
         return TrainerChoice(name, chosen, reads_settings=True)
     return _choose_foreign(name, length, epochs)

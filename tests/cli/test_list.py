@@ -50,6 +50,12 @@ def test_name_with_a_length_of_training_is_a_trainer(cli: Callable[..., Any]) ->
         assert " -tr CateNormTrainer_250epochs -p CateNormPlans" in outcome.out
 
 
+def test_twin_of_a_stock_trainer_is_a_trainer(cli: Callable[..., Any]) -> None:
+    outcome = cli("list", "ExtensionTrainerDA5")
+    assert outcome.code == 0
+    assert "nnUNetTrainerDA5 with settings from the plans" in outcome.out
+
+
 @pytest.mark.parametrize("planner", list(planners.MODULES))
 def test_planner_is_shown_with_its_plans_name(cli: Callable[..., Any], planner: str) -> None:
     outcome = cli("list", planner)

@@ -213,6 +213,7 @@ def test_data_that_are_not_3d_are_explained(nnunet: FakeNnunet) -> None:
         ("nnUNetTrainer", 1, TrainerChoice("nnUNetTrainer_1epoch", 1, False)),
         ("nnUNetTrainer_10epochs", None, TrainerChoice("nnUNetTrainer_10epochs", 10, False)),
         ("nnUNetTrainer", 1000, TrainerChoice("nnUNetTrainer", 1000, False)),
+        ("ExtensionTrainerDA5", 3, TrainerChoice("ExtensionTrainerDA5", 3, True)),
     ],
 )
 def test_trainer_of_the_wished_length_is_found(
