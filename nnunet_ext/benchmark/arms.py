@@ -7,6 +7,7 @@ from typing import Any
 from nnunet_ext import trainers
 from nnunet_ext.benchmark.spec import Benchmark
 from nnunet_ext.errors import UserError
+from nnunet_ext.settings import METHODS, PLANS_KEY, read_method_settings
 
 STOCK = "nnUNetTrainer"
 STOCK_EPOCHS = 1000
@@ -41,6 +42,8 @@ def find_training(benchmark: Benchmark, arm: str) -> Training:
         found = _find(name)
         if settings and not _reads_settings(found):
             name, found = _instead(name, found, settings)
+        if _reads_settings(found):
+            _check_methods(name, found, settings, benchmark.arms[arm].settings)
     except UserError as error:
         return Training(name, problem=str(error))
     length = trainers.LENGTH_SUFFIX.fullmatch(name)
@@ -66,6 +69,18 @@ def _reads_settings(trainer: type) -> bool:
     from nnunet_ext.trainers import ExtensionTrainer
 
     return issubclass(trainer, ExtensionTrainer)
+
+
+def _check_methods(
+    name: str, trainer: Any, settings: Mapping[str, Any], own: Mapping[str, Any]
+) -> None:
+    """Refuse settings of methods that are wrong, or that the arm asks for in vain."""
+    known = trainer.collected_method_settings()
+    for method, settings_class in known.items():
+        read_method_settings({PLANS_KEY: settings}, method, settings_class, f"settings of {name}")
+    in_vain = [method for method in METHODS if method in own and method not in known]
+    if in_vain:
+        raise UserError(f"{name} does not read the settings of {', '.join(in_vain)}.")
 
 
 def _instead(name: str, found: type, settings: Mapping[str, Any]) -> tuple[str, type]:

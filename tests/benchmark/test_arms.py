@@ -66,6 +66,20 @@ def test_a_trainer_that_does_not_exist_is_a_problem_of_its_arm() -> None:
     assert "CateNormTrainer" in found.problem
 
 
+@pytest.mark.parametrize(
+    ("trainer", "settings", "message"),
+    [
+        ("CateNormTrainer", {"catenorm": {"reductoin": 4}}, 'unknown setting "reductoin"'),
+        ("CateNormTrainer", {"catenorm": {"reduction": 0}}, "greater than or equal to 1"),
+        ("nnUNetTrainer", {"catenorm": {"reduction": 4}}, "does not read the settings of catenorm"),
+    ],
+)
+def test_settings_that_are_wrong_or_in_vain_are_a_problem_of_their_arm(
+    trainer: str, settings: dict[str, Any], message: str
+) -> None:
+    assert message in training(trainer, **settings).problem
+
+
 def test_users_trainers_are_found_and_must_read_the_settings_they_get(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,140 @@
+"""What is typed behind ``nnunet-ext benchmark``, and what is said when it is wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nnunet_ext.benchmark import live, prepare, report, schedule
+from nnunet_ext.benchmark.schedule import Execution
+from tests.tiny import DATASET
+
+Cli = Callable[..., Any]
+
+
+@pytest.fixture
+def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What a run would be started with; nothing is trained."""
+    seen: dict[str, Any] = {}
+
+    class Scheduler:
+        def __init__(self, layout: Any, prepared: Any, execution: Execution, show: Any) -> None:
+            seen.update(layout=layout, execution=execution)
+
+        def run(self) -> None:
+            if seen.get("interrupted"):
+                raise KeyboardInterrupt
+
+        def progress(self) -> schedule.Progress:
+            return schedule.Progress({}, [], None)
+
+    @contextmanager
+    def shown(_: Any) -> Iterator[Any]:
+        yield print
+
+    for name in ("raw", "preprocessed"):
+        (tmp_path / name / DATASET).mkdir(parents=True)
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(schedule, "Scheduler", Scheduler)
+    monkeypatch.setattr(prepare, "prepare", lambda *_: None)
+    monkeypatch.setattr(live, "progress_shown", shown)
+    monkeypatch.setattr("nnunet_ext.cli.benchmark._report", lambda *_: None)
+    return seen
+
+
+def test_lists_of_values_are_read_as_nnunets_commands_read_them(
+    cli: Cli, started: dict[str, Any]
+) -> None:
+    outcome = cli(
+        *("benchmark", "run", "777", "--trainers", "nnUNetTrainer", "CateNormTrainer"),
+        *("--configurations", "2d", "3d_fullres", "--folds", "0", "1", "2", "--seeds", "2"),
+        *("--plans", "CompactPlans", "--epochs", "5", "--set", "catenorm.reduction=4"),
+        *("--baseline", "CateNormTrainer", "--device", "cpu"),
+    )
+    assert outcome.code == 0, outcome.err
+    layout = started["layout"]
+    assert layout.root.name == f"benchmark_{DATASET}"
+    assert json.loads((layout.root / "benchmark.json").read_text()) == {
+        "dataset": DATASET,
+        "arms": {
+            "nnUNetTrainer": {"trainer": "nnUNetTrainer"},
+            "CateNormTrainer": {"trainer": "CateNormTrainer"},
+        },
+        "plans": "CompactPlans",
+        "configurations": ["2d", "3d_fullres"],
+        "folds": [0, 1, 2],
+        "seeds": 2,
+        "settings": {"num_epochs": 5, "catenorm": {"reduction": 4}},
+        "baseline": "CateNormTrainer",
+    }
+
+
+def test_a_folder_and_a_file_can_be_run_again(
+    cli: Cli, started: dict[str, Any], tmp_path: Path
+) -> None:
+    assert cli("benchmark", "run", "777", "--trainers", "T", "--out", "first").code == 0
+    file = tmp_path / "first" / "benchmark.json"
+    assert cli("benchmark", "run", "first", "--device", "cpu").code == 0
+    assert cli("benchmark", "run", str(file), "--out", "second", "--device", "cpu").code == 0
+    assert (tmp_path / "second" / "benchmark.json").read_text() == file.read_text()
+
+
+def test_what_slurm_is_asked_for(cli: Cli, started: dict[str, Any]) -> None:
+    outcome = cli(
+        *("benchmark", "run", "777", "--trainers", "T", "--cluster", "slurm"),
+        *("--partition", "gpu", "--hours", "12", "--memory", "48", "--gpus", "2", "--cpus", "4"),
+        *("--slurm", "account=imaging", "qos=high", "--jobs", "6"),
+    )
+    assert outcome.code == 0, outcome.err
+    options = {"account": "imaging", "qos": "high"}
+    expected = Execution("slurm", "cuda", 6, "gpu", 2, 4, 48, 12, options)
+    assert started["execution"] == expected
+
+
+def test_an_interruption_says_how_to_go_on(cli: Cli, started: dict[str, Any]) -> None:
+    started["interrupted"] = True
+    outcome = cli("benchmark", "run", "777", "--trainers", "T", "--device", "cpu")
+    assert outcome.code == 130
+    assert "Run the same command again" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["777"], "--trainers nnUNetTrainer CateNormTrainer"),
+        (["778", "--trainers", "T"], 'no data set "778"'),
+        (["Dataset777_Tyni", "--trainers", "T"], f"Did you mean {DATASET}"),
+        (["777", "--trainers", "T", "--baseline", "B"], "none of the trainers"),
+        (["777", "--trainers", "T", "--cluster", "pbs"], "must be one of local, slurm, debug"),
+        (["777", "--trainers", "T", "--slurm", "account"], "expected KEY=VALUE"),
+        (["777", "--trainers", "T", "--set", "num_epochs"], "expected KEY=VALUE"),
+        (["777", "--trainers", "T", "--set", "seed=3"], "must not hold a seed"),
+        (["777", "--trainers", "T", "--set", "num_epochs=0"], "num_epochs"),
+        (["777", "--trainers", "A b", "A-b"], "would share a folder"),
+        (["missing.json"], "Cannot read missing.json"),
+        (["missing.json", "--trainers", "T"], "would contradict it"),
+    ],
+)
+def test_what_is_wrong_is_named_and_nothing_is_started(
+    cli: Cli, started: dict[str, Any], arguments: list[str], message: str
+) -> None:
+    outcome = cli("benchmark", "run", *arguments, "--device", "cpu")
+    assert outcome.code == 1
+    assert message in outcome.err
+    assert "Traceback" not in outcome.err
+    assert not started
+
+
+def test_a_report_of_no_benchmark_is_refused(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "write_report", None)
+    outcome = cli("benchmark", "report", str(tmp_path))
+    assert outcome.code == 1
+    assert "benchmark.json" in outcome.err
