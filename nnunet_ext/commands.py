@@ -159,7 +159,11 @@ def termination_interrupts() -> Iterator[None]:
         yield
         return
 
+    owner = os.getpid()
+
     def interrupt(number: int, frame: object) -> None:
+        if os.getpid() != owner:  # a forked worker that its pool ends, not the user
+            os._exit(128 + number)
         raise KeyboardInterrupt
 
     names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]

@@ -1,5 +1,6 @@
 """Running nnU-Net's commands: their output is read, kept, and shown when they fail."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -86,3 +87,13 @@ def test_termination_is_an_interruption() -> None:
     with pytest.raises(KeyboardInterrupt), commands.termination_interrupts():
         time.sleep(10)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX")
+def test_termination_of_a_forked_worker_is_silent() -> None:
+    with commands.termination_interrupts():
+        worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(10,))
+        worker.start()
+        worker.terminate()
+        worker.join()
+    assert worker.exitcode == 128 + signal.SIGTERM
