@@ -86,7 +86,7 @@ def find_dataset(dataset: str) -> str:
     Raises:
         UserError: If there is none or several; says what there is.
     """
-    folders = [_folder("nnUNet_raw"), _folder("nnUNet_preprocessed")]
+    folders = [nnunet_folder("nnUNet_raw"), nnunet_folder("nnUNet_preprocessed")]
     names = sorted({path.name for folder in folders for path in folder.glob("Dataset*_*")})
     if dataset in names:
         return dataset
@@ -102,7 +102,12 @@ def find_dataset(dataset: str) -> str:
     )
 
 
-def _folder(variable: str) -> Path:
+def nnunet_folder(variable: str) -> Path:
+    """A folder that nnU-Net's environment names.
+
+    Raises:
+        UserError: If the variable is not set, or the folder does not exist.
+    """
     value = os.environ.get(variable)
     if not value or not Path(value).is_dir():
         raise UserError(
@@ -123,12 +128,12 @@ def prepare(layout: Layout, say: Say) -> Prepared:
         UserError: If the data set, its plans or its folds do not serve the benchmark.
     """
     benchmark = layout.benchmark
-    raw = _folder("nnUNet_raw") / find_dataset(benchmark.dataset)
+    raw = nnunet_folder("nnUNet_raw") / find_dataset(benchmark.dataset)
     dataset_json = read_json(raw / "dataset.json")
     cases = _raw_cases(raw)
     noisy: list[str] = []
     if benchmark.label_noise is None:
-        folders = {name: _folder(name) for name in ("nnUNet_raw", "nnUNet_preprocessed")}
+        folders = {name: nnunet_folder(name) for name in ("nnUNet_raw", "nnUNet_preprocessed")}
     else:
         noisy = _write_noisy_raw(layout, raw, cases)
         folders = {"nnUNet_raw": layout.noisy_raw, "nnUNet_preprocessed": layout.noisy_preprocessed}

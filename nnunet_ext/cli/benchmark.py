@@ -55,7 +55,8 @@ def run(
     what: Annotated[
         str,
         typer.Argument(
-            metavar="DATASET", help="Data set (number or name), benchmark file, or its folder."
+            metavar="DATASET",
+            help="Data set (number or name), Decathlon task, benchmark file, or its folder.",
         ),
     ],
     trainers: Annotated[
@@ -152,10 +153,10 @@ def run(
         "settings": _settings(epochs, assignments or []),
     }
     given = {key: value for key, value in given.items() if value}
-    wanted, folder = _find(what, trainers or [], given, out)
+    console = Console()
+    wanted, folder = _find(_converted(what, console), trainers or [], given, out)
     spec.claim(folder, wanted)
     layout = Layout(folder)
-    console = Console()
     try:
         with commands.termination_interrupts(), only_one(layout):
             prepared = prepare(layout, lambda step: print_plain(console, step))
@@ -170,6 +171,23 @@ def run(
         raise typer.Exit(INTERRUPTED) from None
     if progress.with_status("failed"):
         raise typer.Exit(1)
+
+
+def _converted(what: str, console: Console) -> str:
+    """The data set that a Decathlon task becomes, fetched and converted if need be."""
+    from nnunet_ext import commands, decathlon
+    from nnunet_ext.benchmark.prepare import nnunet_folder
+    from nnunet_ext.cli.fetch import fetch_shown
+
+    if what not in decathlon.TASKS:
+        return what
+    raw = nnunet_folder("nnUNet_raw")
+    task = decathlon.check_task_folder(fetch_shown(console, what, Path()))
+    if not (raw / task.dataset_name).is_dir():
+        command = ["nnUNetv2_convert_MSD_dataset", "-i", str(task.path)]
+        command += ["-np", str(commands.workers())]
+        commands.run_command(command, commands.environment("cpu"), task.path / "convert.log")
+    return task.dataset_name
 
 
 def _find(

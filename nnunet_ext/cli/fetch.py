@@ -52,13 +52,14 @@ def fetch(
         decathlon.find_task(name)
     try:
         for name in tasks:
-            _fetch(console, name, out.expanduser())
+            fetch_shown(console, name, out.expanduser())
     except KeyboardInterrupt:
         typer.echo("\nInterrupted. Run the same command again to go on from here.", err=True)
         raise typer.Exit(INTERRUPTED) from None
 
 
-def _fetch(console: "Console", name: str, out: Path) -> None:
+def fetch_shown(console: "Console", name: str, out: Path) -> Path:
+    """Fetch a task unless it is there, showing terms and progress; return its folder."""
     from nnunet_ext import decathlon
     from nnunet_ext.console import print_plain
 
@@ -75,6 +76,7 @@ def _fetch(console: "Console", name: str, out: Path) -> None:
     if archive.exists():
         print_plain(console, f"  no longer needed: {archive}")
     print_plain(console, f"  next: nnUNetv2_convert_MSD_dataset -i {shlex.quote(str(folder))}")
+    return folder
 
 
 @contextmanager

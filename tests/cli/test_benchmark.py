@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from nnunet_ext import commands, decathlon
 from nnunet_ext.benchmark import live, prepare, report, schedule
 from nnunet_ext.benchmark.schedule import Execution
+from nnunet_ext.demo import synthetic
 from tests.tiny import DATASET
 
 Cli = Callable[..., Any]
@@ -73,6 +75,25 @@ def test_lists_of_values_are_read_as_nnunets_commands_read_them(
         "settings": {"num_epochs": 5, "catenorm": {"reduction": 4}},
         "baseline": "CateNormTrainer",
     }
+
+
+def test_a_decathlon_task_is_fetched_and_converted_once(
+    cli: Cli, started: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def convert(command: list[str], *_: Any) -> None:
+        assert command[:2] == ["nnUNetv2_convert_MSD_dataset", "-i"]
+        (tmp_path / "raw" / "Dataset004_Hippocampus").mkdir()  # fails if it is there
+
+    synthetic.write_task(tmp_path, 5, 3, 0, print)
+    task = (tmp_path / synthetic.TASK_NAME).rename(tmp_path / "Task04_Hippocampus")
+    monkeypatch.setattr(decathlon, "fetch_task", lambda *_, **__: task)
+    monkeypatch.setattr(commands, "run_command", convert)
+    for _ in range(2):
+        outcome = cli(
+            "benchmark", "run", "Task04_Hippocampus", "--trainers", "T", "--device", "cpu"
+        )
+        assert outcome.code == 0, outcome.err
+    assert started["layout"].benchmark.dataset == "Dataset004_Hippocampus"
 
 
 def test_a_folder_and_a_file_can_be_run_again(
