@@ -87,13 +87,11 @@ class Job:
         if self.state.status == "done" and is_complete(self.layout, prepared, self.cell):
             return
         begin, before = time.monotonic(), self.state.seconds
+        outcome, reason = "missing", ""  # if this process is ended
         try:
             self._save("running", reason="", circumstances=circumstances())
             self._work(prepared)
-            outcome, reason = "done", ""
-        except KeyboardInterrupt:
-            outcome, reason = "missing", ""
-            raise
+            outcome = "done"
         except UserError as error:
             outcome, reason = "failed", str(error)
         except Exception as error:
@@ -113,7 +111,8 @@ class Job:
         if training.problem:
             raise UserError(training.problem)
         self.trainer = training.trainer
-        self.state.epochs = training.epochs
+        trains = self.cell.fold is not None and not self._source
+        self.state.epochs = training.epochs if trains else None
         if self.cell.fold is None:
             self._predict_test_set(prepared)
         else:
@@ -129,6 +128,11 @@ class Job:
     @property
     def _model(self) -> Path:
         return self.layout.model(self.cell, self.trainer)
+
+    @property
+    def _source(self) -> str | None:
+        """The arm whose weights are evaluated, or nothing if this arm trains its own."""
+        return self.layout.benchmark.arms[self.cell.arm].weights_of
 
     @property
     def _fold(self) -> Path:
@@ -147,16 +151,15 @@ class Job:
             return
         command = ["nnUNetv2_train", self.layout.benchmark.dataset]
         command += [self.cell.trained_configuration, str(self.cell.fold), *self._options]
-        source = self.layout.benchmark.arms[self.cell.arm].weights_of
-        if source is not None:
-            self._take_weights(source)
+        if self._source:
+            self._take_weights(self._source)
         if (self._fold / "checkpoint_final.pth").exists():
             command.append("--val")  # only the validation is missing
         elif any(self._fold.glob("checkpoint_*.pth")):
             command.append("--c")
         self._stage("starting")
         self._call(command)
-        if source is None:
+        if not self._source:
             self._write_curves()
 
     def _take_weights(self, source: str) -> None:

@@ -19,6 +19,8 @@ Cluster = Literal["local", "debug", "slurm"]
 POLL_SECONDS = 1.0
 NO_LIMIT_MINUTES = 60 * 24 * 365
 """submitit's local executor ends jobs after two minutes unless told otherwise."""
+MOST_CONTINUATIONS = 1000
+"""submitit gives up after three time limits unless told otherwise."""
 CANCEL_SECONDS = 20
 OUTPUT_TAIL = 3
 """Lines shown of a job that ended without a word."""
@@ -294,7 +296,11 @@ def make_executor(layout: Layout, execution: Execution, name: str) -> Any:
     import submitit
 
     try:
-        executor = submitit.AutoExecutor(folder=layout.jobs / "%j", cluster=execution.cluster)
+        executor = submitit.AutoExecutor(
+            folder=layout.jobs / "%j",
+            cluster=execution.cluster,
+            slurm_max_num_timeout=MOST_CONTINUATIONS,
+        )
     except RuntimeError as error:
         raise UserError(f"Cannot use {execution.cluster}: {error}.") from None
     if execution.cluster == "slurm":

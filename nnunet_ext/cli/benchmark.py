@@ -164,7 +164,8 @@ def run(
                 scheduler = Scheduler(layout, prepared, execution, show)
                 scheduler.run()
             progress = scheduler.progress()
-            print_plain(console, summary(progress), "bold")
+            if not console.is_terminal:  # where it is the last line already
+                print_plain(console, summary(progress), "bold")
             _report(layout, console)
     except KeyboardInterrupt:
         typer.echo("\nInterrupted. Run the same command again to go on from here.", err=True)

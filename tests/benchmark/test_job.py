@@ -128,12 +128,13 @@ def test_what_is_done_is_not_done_again(
     assert len(nnunet.calls) == 1
 
 
+@pytest.mark.parametrize("ending", [KeyboardInterrupt(), SystemExit(-1)], ids=["user", "cluster"])
 def test_an_interrupted_training_goes_on_with_c(
-    make_layout: Callable[..., Layout], nnunet: FakeNnunet
+    make_layout: Callable[..., Layout], nnunet: FakeNnunet, ending: BaseException
 ) -> None:
     layout = make_layout()
-    nnunet.raise_in["train"] = KeyboardInterrupt()
-    with pytest.raises(KeyboardInterrupt):
+    nnunet.raise_in["train"] = ending
+    with pytest.raises(type(ending)):
         run(layout, STOCK)
     assert layout.state(STOCK).status == "missing"
     nnunet.raise_in.clear()
