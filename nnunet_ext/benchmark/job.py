@@ -89,7 +89,7 @@ class Job:
         begin, before = time.monotonic(), self.state.seconds
         outcome, reason = "missing", ""  # if this process is ended
         try:
-            self._save("running", reason="", circumstances=circumstances())
+            self._save("running", reason="", slot=self.gpu, circumstances=circumstances())
             self._work(prepared)
             outcome = "done"
         except UserError as error:

@@ -49,6 +49,7 @@ class State:
     Attributes:
         status: ``running`` is only believed while the cell's lock is held.
         reason: Why it failed.
+        slot: The GPU that it runs on, where that had to be said.
         stage: What it does now.
         epoch: Epochs that are finished.
         epochs: Epochs in the end, if known.
@@ -61,6 +62,7 @@ class State:
 
     status: Status = "missing"
     reason: str = ""
+    slot: str | None = None
     stage: str = ""
     epoch: int = 0
     epochs: int | None = None

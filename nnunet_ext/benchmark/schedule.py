@@ -165,7 +165,14 @@ class Scheduler:
         self.free = execution.slots(len(self.cells))
         self.slots = len(self.free)
         # an earlier run may have been killed while its cells went on
-        self.running = [Running(c, None, None) for c in self.cells if layout.is_worked_on(c)]
+        self.running = [
+            Running(cell, None, state.slot)
+            for cell, state in self.states.items()
+            if layout.is_worked_on(cell)
+        ]
+        for each in self.running:
+            if each.slot in self.free:
+                self.free.remove(each.slot)
         self.attempted = {each.cell for each in self.running}
 
     def run(self) -> None:
@@ -220,10 +227,9 @@ class Scheduler:
             if not self._has_ended(each):
                 continue
             self.running.remove(each)
+            self.free.append(each.slot)
             if each.job is None:  # an earlier run's; continue it here if it is not done
                 self.attempted.discard(each.cell)
-            else:
-                self.free.append(each.slot)
             state = self.states[each.cell] = self.layout.state(each.cell)
             if each.job is not None and state.status not in ("done", "failed"):
                 self._fail(each.cell, _last_words(each.job))

@@ -123,6 +123,7 @@ def test_a_cell_that_an_earlier_run_left_running_is_waited_for(
 
     def finish_after_a_while(progress: Progress) -> None:
         shown.append(progress)
+        assert len(progress.running) <= 1  # it takes the only slot
         if len(shown) == 3:
             layout.save(cell, State("done"))
             lock.release()
