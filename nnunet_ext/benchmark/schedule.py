@@ -91,6 +91,7 @@ class Running:
     cell: Cell
     job: Any
     slot: str | None
+    takes_slot: bool = True
 
 
 @dataclass
@@ -164,15 +165,13 @@ class Scheduler:
                 state.status = "missing"
         self.free = execution.slots(len(self.cells))
         self.slots = len(self.free)
-        # an earlier run may have been killed while its cells went on
-        self.running = [
-            Running(cell, None, state.slot)
-            for cell, state in self.states.items()
-            if layout.is_worked_on(cell)
-        ]
-        for each in self.running:
-            if each.slot in self.free:
-                self.free.remove(each.slot)
+        self.running: list[Running] = []
+        for cell, state in self.states.items():
+            if layout.is_worked_on(cell):  # an earlier run was killed, but not its cells
+                takes_slot = state.slot in self.free
+                if takes_slot:
+                    self.free.remove(state.slot)
+                self.running.append(Running(cell, None, state.slot, takes_slot))
         self.attempted = {each.cell for each in self.running}
 
     def run(self) -> None:
@@ -227,7 +226,8 @@ class Scheduler:
             if not self._has_ended(each):
                 continue
             self.running.remove(each)
-            self.free.append(each.slot)
+            if each.takes_slot:
+                self.free.append(each.slot)
             if each.job is None:  # an earlier run's; continue it here if it is not done
                 self.attempted.discard(each.cell)
             state = self.states[each.cell] = self.layout.state(each.cell)
