@@ -116,7 +116,10 @@ class Job:
         if self.cell.fold is None:
             self._predict_test_set(prepared)
         else:
-            self._train(prepared)
+            if not _is_summary(self._evaluations()[CLEAN] / "summary.json"):
+                self._train_and_validate()
+            if not self._source:
+                self._write_curves()
             self._predict_degraded(prepared)
         for evaluation in self._evaluations().values():
             if evaluation.is_dir() and (evaluation / "summary.json").exists():
@@ -146,9 +149,7 @@ class Job:
         plans = self.layout.benchmark.plans_of(self.cell.arm)
         return ["-tr", self.trainer, "-p", plans, "-device", self.device]
 
-    def _train(self, prepared: Prepared) -> None:
-        if _is_summary(self._evaluations()[CLEAN] / "summary.json"):
-            return
+    def _train_and_validate(self) -> None:
         command = ["nnUNetv2_train", self.layout.benchmark.dataset]
         command += [self.cell.trained_configuration, str(self.cell.fold), *self._options]
         if self._source:
@@ -159,8 +160,6 @@ class Job:
             command.append("--c")
         self._stage("starting")
         self._call(command)
-        if not self._source:
-            self._write_curves()
 
     def _take_weights(self, source: str) -> None:
         other = Cell(source, self.cell.configuration, self.cell.seed, self.cell.fold)
@@ -209,7 +208,7 @@ class Job:
         self, images: Path, target: Path, folds: Sequence[int | None], prepared: Prepared
     ) -> None:
         ending = prepared.file_ending
-        cases = {file.name[: -len(f"_0000{ending}")] for file in images.glob(f"*_0000{ending}")}
+        cases = list(images.glob(f"*_0000{ending}"))
         if _predicted_folds(target) == list(folds):
             return
         done = list(target.glob(f"*{ending}"))

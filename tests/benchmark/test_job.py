@@ -14,7 +14,7 @@ from nnunet_ext import commands
 from nnunet_ext.benchmark import job
 from nnunet_ext.benchmark.arms import Training
 from nnunet_ext.benchmark.job import Job
-from nnunet_ext.benchmark.layout import Cell, Layout
+from nnunet_ext.benchmark.layout import Cell, Layout, State
 from nnunet_ext.errors import UserError
 
 STOCK = Cell("stock", "tiny_base", 0, 0)
@@ -152,6 +152,19 @@ def test_a_lost_or_damaged_validation_is_repeated_without_training(
     assert run(layout, STOCK) == "done"
     assert nnunet.trained_with == ["cpu", "--val"]
     assert json.loads(summary.read_text()) == {"metric_per_case": []}
+
+
+def test_curves_that_an_interruption_has_prevented_are_made_up_for(
+    make_layout: Callable[..., Layout], nnunet: FakeNnunet
+) -> None:
+    layout = make_layout()
+    run(layout, STOCK)
+    curves = layout.folder(STOCK) / "curves.csv"
+    curves.unlink()
+    layout.save(STOCK, State("missing"))
+    assert run(layout, STOCK) == "done"
+    assert curves.exists()
+    assert len(nnunet.calls) == 1
 
 
 @pytest.mark.parametrize(
