@@ -88,7 +88,7 @@ def experiment(folder: Path) -> str:
     """Report a recorded benchmark: every arm, and the last arm's difference to it."""
     benchmark = json.loads((folder / "benchmark.json").read_text())
     scores = pd.read_csv(folder / "scores.csv", dtype={"label": str, "fold": str})
-    cost = pd.read_csv(folder / "cost.csv").set_index(["configuration", "arm"])
+    cost = pd.read_csv(folder / "cost.csv").set_index(["configuration", "arm"])["seconds_per_epoch"]
     *_, full = benchmark["arms"]
     parts = [f"## {folder.name}\n\n{benchmark.get('description', '')}"]
     for (configuration, evaluation), rows in scores.groupby(["configuration", "evaluation"]):
@@ -100,7 +100,7 @@ def experiment(folder: Path) -> str:
                 name,
                 *(_number(means[m].get(name, math.nan), digits) for m, digits in METRICS.items()),
                 *(_difference(compared.loc[name]) if name in compared.index else ("", "")),
-                _number(cost.loc[(configuration, name), "seconds_per_epoch"], 1),
+                _number(cost.get((configuration, name), math.nan), 1),
             ]
             for name in benchmark["arms"]
         ]

@@ -7,6 +7,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from nnunet_ext.benchmark import spec
 from tests import tiny
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -46,3 +49,15 @@ def test_startup_cost_prints_the_difference_to_a_bare_interpreter() -> None:
     assert "without nnunet_ext" in output
     assert "with nnunet_ext" in output
     assert "budget of 3 ms" in output
+
+
+RECORDED = sorted(path.parent for path in (BENCHMARKS / "results").glob("*/scores.csv"))
+
+
+@pytest.mark.parametrize("folder", RECORDED, ids=lambda folder: folder.name)
+def test_every_recorded_experiment_can_be_repeated_and_is_reported(folder: Path) -> None:
+    assert spec.read(folder) == spec.read(BENCHMARKS / "experiments" / f"{folder.name}.json")
+    environment = json.loads((folder / "environment.json").read_text())
+    assert {"date", "processor", "versions"} <= environment.keys()
+    page = (BENCHMARKS.parent / "docs" / "experiments.md").read_text(encoding="utf-8")
+    assert f"## {folder.name}" in page
