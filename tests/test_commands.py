@@ -1,6 +1,7 @@
 """Running nnU-Net's commands: their output is read, kept, and shown when they fail."""
 
 import multiprocessing
+import multiprocessing.synchronize
 import os
 import signal
 import subprocess
@@ -91,9 +92,17 @@ def test_termination_is_an_interruption() -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX")
 def test_termination_of_a_forked_worker_is_silent() -> None:
+    fork = multiprocessing.get_context("fork")
+    begun = fork.Event()
     with commands.termination_interrupts():
-        worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(10,))
+        worker = fork.Process(target=_work, args=(begun,))
         worker.start()
+        assert begun.wait(10)  # what comes before is lost by Python itself
         worker.terminate()
         worker.join()
     assert worker.exitcode == 128 + signal.SIGTERM
+
+
+def _work(begun: multiprocessing.synchronize.Event) -> None:
+    begun.set()
+    time.sleep(10)
