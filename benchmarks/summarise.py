@@ -122,10 +122,20 @@ def _number(value: float, digits: int) -> str:
 def _difference(row: Any) -> tuple[str, str]:
     # compare() gives the other arm minus the baseline; the full method is what matters here
     text = f"{-row['difference']:+.3f} [{-row['high']:+.3f}, {-row['low']:+.3f}]"
-    return text, f"{row['p_holm']:.3f}"
+    p = row["p_holm"]
+    return text, "< 0.001" if p < 1e-3 else f"{p:.3f}"
 
 
-REPORTS = {"arms": step_cost, "median_ms": startup_cost}
+def loss_cost(record: dict[str, Any]) -> str:
+    """Report what a loss costs by itself, forward and backward."""
+    arguments = record["arguments"]
+    rows = [[f"`{name}`", *loss.values()] for name, loss in record["losses"].items()]
+    header = ["loss", *next(iter(record["losses"].values()))]
+    setting = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in arguments.items())
+    return f"{setting}.\n\n{table(header, rows)}"
+
+
+REPORTS = {"arms": step_cost, "losses": loss_cost, "median_ms": startup_cost}
 """What a record holds -> who reports it."""
 
 
