@@ -247,6 +247,28 @@ class World:
         return self.root / "results" / DATASET
 
 
+def ready(trainer: Any) -> Any:
+    """Bring a trainer to the start of its first epoch."""
+    trainer.initialize()
+    trainer.set_deep_supervision_enabled(trainer.enable_deep_supervision)
+    trainer.on_train_epoch_start()
+    return trainer
+
+
+def batch_for(trainer: Any, task: Task) -> dict[str, Any]:
+    """Draw noise with labels of the shapes that nnU-Net's loader delivers."""
+    generator = torch.Generator().manual_seed(0)
+    channels = task.heads + task.ignore if task.regions else 1
+    values = 2 if task.regions else task.heads + task.ignore
+    scales = trainer._get_deep_supervision_scales() or [[1] * task.dim]
+    targets = []
+    for scale in scales:
+        size = [round(n * s) for n, s in zip(task.patch_size, scale, strict=True)]
+        targets.append(torch.randint(values, (2, channels, *size), generator=generator))
+    target = targets if task.deep_supervision else targets[0]
+    return {"data": task.images(), "target": target, "keys": ["case_0", "case_1"]}
+
+
 def make_world(root: Path, task: Task, monkeypatch: pytest.MonkeyPatch) -> World:
     """Write the data set below ``root`` and point nnU-Net's environment there."""
     for name in ("raw", "preprocessed", "results"):

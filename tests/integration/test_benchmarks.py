@@ -44,6 +44,16 @@ def test_step_cost_compares_arms_with_settings_and_names_its_circumstances(
     assert second["train_s"] > 0
 
 
+def test_loss_cost_compares_losses_and_names_its_circumstances(tmp_path: Path) -> None:
+    record = tmp_path / "record.json"
+    few = ["--patch-size", "8", "8", "8", "--runs", "2", "--record", record]
+    assert "sigma 0.02" in run("loss_cost.py", *few)
+    result = json.loads(record.read_text())
+    assert {"date", "processor", "python", "versions", "arguments"} <= result.keys()
+    assert result["losses"]["DC_and_CE_loss"]["ratio"] == 1
+    assert result["losses"]["sigma 0.02"]["milliseconds"] > 0
+
+
 def test_startup_cost_prints_the_difference_to_a_bare_interpreter() -> None:
     output = run("startup_cost.py", "--runs", "3")
     assert "without nnunet_ext" in output

@@ -17,28 +17,6 @@ MakeWorld = Callable[..., tiny.World]
 NO_PLAIN_PHASE = {"catenorm": {"plain_fraction": 0.0}}
 
 
-def ready(trainer: Any) -> Any:
-    """Bring a trainer to the start of its first epoch."""
-    trainer.initialize()
-    trainer.set_deep_supervision_enabled(trainer.enable_deep_supervision)
-    trainer.on_train_epoch_start()
-    return trainer
-
-
-def batch_for(trainer: Any, task: tiny.Task) -> dict[str, Any]:
-    """Draw noise with labels of the shapes that nnU-Net's loader delivers."""
-    generator = torch.Generator().manual_seed(0)
-    channels = task.heads + task.ignore if task.regions else 1
-    values = 2 if task.regions else task.heads + task.ignore
-    scales = trainer._get_deep_supervision_scales() or [[1] * task.dim]
-    targets = []
-    for scale in scales:
-        size = [round(n * s) for n, s in zip(task.patch_size, scale, strict=True)]
-        targets.append(torch.randint(values, (2, channels, *size), generator=generator))
-    target = targets if task.deep_supervision else targets[0]
-    return {"data": task.images(), "target": target, "keys": ["case_0", "case_1"]}
-
-
 def modulation(trainer: Any) -> dict[str, Tensor]:
     weights = trainer.network.catenorm.state_dict()
     return {name: weight.clone() for name, weight in weights.items()}
@@ -62,8 +40,8 @@ class TestUpdates:
     ) -> None:
         world = make_world(dim=dim, norm="batch")
         settings = {"catenorm": {"plain_fraction": 0.0, "encoder_stages": [0, 1]}}
-        trainer = ready(world.trainer("CateNormTrainer", settings))
-        trainer.train_step(batch_for(trainer, world.task))
+        trainer = tiny.ready(world.trainer("CateNormTrainer", settings))
+        trainer.train_step(tiny.batch_for(trainer, world.task))
         modified = {id(m.block.norm) for m in trainer.network._modified}
         modified |= {id(m.catenorm.norm) for m in trainer.network._modified}
         norms = [
@@ -77,11 +55,11 @@ class TestUpdates:
         self, make_world: MakeWorld, factor: float, moves: bool
     ) -> None:
         world = make_world()
-        trainer = ready(world.trainer(SecondLossScaled, NO_PLAIN_PHASE))
+        trainer = tiny.ready(world.trainer(SecondLossScaled, NO_PLAIN_PHASE))
         trainer.factor = factor
         trainer.optimizer = torch.optim.SGD(trainer.network.parameters(), lr=0.1)
         before = modulation(trainer)
-        trainer.train_step(batch_for(trainer, world.task))
+        trainer.train_step(tiny.batch_for(trainer, world.task))
         assert tiny.same(before, modulation(trainer)) is not moves
 
     @pytest.mark.parametrize(
@@ -96,11 +74,11 @@ class TestUpdates:
     ) -> None:
         world = make_world(dim=2)
         settings = {"catenorm": {"plain_fraction": 0.0, "updates": updates}}
-        trainer = ready(world.trainer("CateNormTrainer", settings))
+        trainer = tiny.ready(world.trainer("CateNormTrainer", settings))
         taken = []
         step = trainer.optimizer.step
         monkeypatch.setattr(trainer.optimizer, "step", lambda: taken.append(step()))
-        outputs = trainer.train_step(batch_for(trainer, world.task))
+        outputs = trainer.train_step(tiny.batch_for(trainer, world.task))
         assert len(taken) == steps
         assert outputs["parts"].keys() == {"first_pass", "second_pass"}
         if updates == "alternating":
@@ -110,8 +88,8 @@ class TestUpdates:
         self, make_world: MakeWorld
     ) -> None:
         world = make_world(regions=True, ignore=True)
-        trainer = ready(world.trainer("CateNormTrainer", NO_PLAIN_PHASE))
-        batch = batch_for(trainer, world.task)
+        trainer = tiny.ready(world.trainer("CateNormTrainer", NO_PLAIN_PHASE))
+        batch = tiny.batch_for(trainer, world.task)
         other = [scale.clone() for scale in batch["target"]]
         for scale in other:
             regions, ignored = scale[:, :-1], scale[:, -1:].bool()
@@ -132,8 +110,8 @@ class TestUpdates:
 
     def test_ignored_voxels_of_classes_have_no_gradient(self, make_world: MakeWorld) -> None:
         world = make_world(ignore=True, deep_supervision=False)
-        trainer = ready(world.trainer("CateNormTrainer", NO_PLAIN_PHASE))
-        batch = batch_for(trainer, world.task)
+        trainer = tiny.ready(world.trainer("CateNormTrainer", NO_PLAIN_PHASE))
+        batch = tiny.batch_for(trainer, world.task)
         logits = trainer.network(batch["data"]).detach().requires_grad_()
         trainer.loss(logits, batch["target"]).backward()
         ignored = (batch["target"] == tiny.IGNORE).expand_as(logits)
@@ -176,8 +154,8 @@ class TestPlainPhase:
     def test_inherit_copies_the_plain_norms_of_that_moment(self, make_world: MakeWorld) -> None:
         settings = {"catenorm": {"plain_fraction": 0.5, "initialisation": "inherit"}}
         world = make_world(norm="batch")
-        trainer = ready(world.trainer("CateNormTrainer", settings))
-        batch = batch_for(trainer, world.task)
+        trainer = tiny.ready(world.trainer("CateNormTrainer", settings))
+        batch = tiny.batch_for(trainer, world.task)
         trainer.train_step(batch)
         trainer.current_epoch = 1
         trainer.on_train_epoch_start()
@@ -187,7 +165,7 @@ class TestPlainPhase:
 
 class TestNetworkOfTheRecipe:
     def test_regions_tell_the_network_to_use_a_sigmoid(self, make_world: MakeWorld) -> None:
-        trainer = ready(make_world(regions=True).trainer("CateNormTrainer", NO_PLAIN_PHASE))
+        trainer = tiny.ready(make_world(regions=True).trainer("CateNormTrainer", NO_PLAIN_PHASE))
         assert trainer.network.state_dict()["catenorm.seg_layers.regions"] == 1
 
     @pytest.mark.parametrize("norm", ["batch", "instance"])
@@ -196,7 +174,7 @@ class TestNetworkOfTheRecipe:
     ) -> None:
         planned = {"batch": "instance", "instance": "batch"}[norm]
         world = make_world(dim=2, norm=planned)
-        trainer = ready(world.trainer("CateNormTrainer", {"catenorm": {"norm": norm}}))
+        trainer = tiny.ready(world.trainer("CateNormTrainer", {"catenorm": {"norm": norm}}))
         kinds = {type(m).__name__ for m in trainer.network.modules() if "Norm2d" in str(type(m))}
         assert kinds == {{"batch": "BatchNorm2d", "instance": "InstanceNorm2d"}[norm]}
 
@@ -217,7 +195,7 @@ class TestNetworkOfTheRecipe:
         self, make_world: MakeWorld
     ) -> None:
         world = make_world()
-        trainer = ready(world.trainer("CateNormTrainer", NO_PLAIN_PHASE))
+        trainer = tiny.ready(world.trainer("CateNormTrainer", NO_PLAIN_PHASE))
         trainer.set_deep_supervision_enabled(False)
         trainer.network.eval()
         predictor = nnUNetPredictor(device=tiny.CPU, allow_tqdm=False)

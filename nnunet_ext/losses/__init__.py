@@ -1,0 +1,6 @@
+"""Losses: tensors in, scalars out, usable without nnU-Net's trainers."""
+
+from nnunet_ext.losses.topk_sigma import TopKSigmaLoss
+from nnunet_ext.losses.topk_sigma_compound import TopKSigmaCompoundLoss
+
+__all__ = ["TopKSigmaCompoundLoss", "TopKSigmaLoss"]

@@ -1,0 +1,168 @@
+"""Top-k / bottom-all-but-sigma: a loss for noisy pixel labels and a minority of hard images.
+
+Paper: Diagnostics 2025, 15(17), 2189; see :mod:`nnunet_ext.losses.topk_sigma` for what is
+certain.
+"""
+
+from math import ceil
+from typing import Annotated, Any, ClassVar
+
+import torch
+import torch.distributed as dist
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import nn
+
+from nnunet_ext.losses import TopKSigmaCompoundLoss, TopKSigmaLoss
+from nnunet_ext.losses.topk_sigma import Scope, Smoothing
+from nnunet_ext.losses.topk_sigma_compound import DiceForm
+from nnunet_ext.settings import STRICT
+from nnunet_ext.trainers.base import ExtensionTrainer
+from nnunet_ext.trainers.catenorm import CateNormTrainer
+
+SMALL_BATCH = 4
+"""In 3D, choosing among fewer images than this would nearly always drop the background."""
+TRIMS_TOO_MUCH = 0.5
+
+
+@dataclass(frozen=True, config=STRICT)
+class TopKSigmaSettings:
+    """Settings of the loss. The paper's values are unknown; these defaults are ours."""
+
+    sigma: Annotated[
+        float,
+        Field(ge=0, lt=1, description="share of voxels left out, about that of wrong labels"),
+    ] = 0.02
+    top_fraction: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            le=1,
+            description="share of the hardest images kept; default 0.5, in 3D with batches "
+            f"below {SMALL_BATCH} 1",
+        ),
+    ] = None
+    tau: Annotated[
+        float,
+        Field(ge=0, allow_inf_nan=False, description="relative width of the smoothing"),
+    ] = 0.1
+    smoothing: Annotated[
+        Smoothing, Field(description="how the choice is smoothed; hard does not")
+    ] = "gate"
+    scope: Annotated[
+        Scope, Field(description="sigma of each image, of each class in an image, or of the batch")
+    ] = "image"
+    dice: Annotated[
+        DiceForm, Field(description="Dice over the kept voxels, over all, or no Dice")
+    ] = "masked"
+    warm_up: Annotated[
+        float, Field(ge=0, le=1, description="share of epochs with nnU-Net's own loss at first")
+    ] = 0.1
+    ramp: Annotated[
+        float, Field(ge=0, le=1, description="share of epochs to get from there to full strength")
+    ] = 0.1
+
+
+class TopKSigmaMixin(ExtensionTrainer):
+    """Puts the loss of any recipe whose segmentation loss is nnU-Net's into the envelope.
+
+    Stands before the recipe: ``class Both(TopKSigmaMixin, CateNormTrainer)``. Training starts
+    with nnU-Net's own loss, because before anything is learned the highest losses are those of
+    rare classes; validation always reports it.
+    """
+
+    purpose: ClassVar[str] = "pixel labels are noisy, or a minority of images is hard"
+    paper: ClassVar[str] = "Top-k Bottom All but Sigma Loss, Diagnostics 15 (2025) 2189"
+    method_settings: ClassVar[dict[str, type]] = {"topk_sigma": TopKSigmaSettings}
+
+    loss: TopKSigmaCompoundLoss
+
+    @property
+    def topk_sigma(self) -> TopKSigmaSettings:
+        """The settings in force."""
+        settings: TopKSigmaSettings = self.settings["topk_sigma"]
+        return settings
+
+    @property
+    def target_sigma(self) -> float:
+        """Sigma at full strength."""
+        return self.topk_sigma.sigma
+
+    @property
+    def target_top_fraction(self) -> float:
+        """Share of images at full strength."""
+        configuration = self.configuration_manager
+        few = len(configuration.patch_size) == 3 and configuration.batch_size < SMALL_BATCH
+        return self.topk_sigma.top_fraction or (1.0 if few else 0.5)
+
+    @property
+    def strength(self) -> float:
+        """How far the ramp has come in this epoch, from 0 in the warm-up to 1."""
+        settings = self.topk_sigma
+        since_warm_up = self.current_epoch - round(settings.warm_up * self.num_epochs)
+        ramp = round(settings.ramp * self.num_epochs)
+        return 1.0 if since_warm_up >= ramp else max(since_warm_up / max(ramp, 1), 0.0)
+
+    @property
+    def class_names(self) -> list[str]:
+        """Ground-truth classes by number; for regions background and then each region."""
+        labels = self.dataset_json["labels"]
+        names = [name for name in labels if name not in ("background", "ignore")]
+        if not self.label_manager.has_regions:
+            names.sort(key=lambda name: int(labels[name]))
+        return ["background", *names]
+
+    def _build_loss(self) -> nn.Module:
+        settings = self.topk_sigma
+        envelope = TopKSigmaLoss(
+            smoothing=settings.smoothing,
+            tau=settings.tau,
+            scope=settings.scope,
+            num_classes=len(self.class_names),
+        )
+        per_rank = None
+        if self.is_ddp:
+            per_rank = ceil(self.configuration_manager.batch_size / dist.get_world_size())
+        return TopKSigmaCompoundLoss(
+            super()._build_loss(), envelope, len(self.class_names), settings.dice, per_rank
+        )
+
+    def on_train_epoch_start(self) -> None:
+        envelope = self.loss.envelope
+        envelope.sigma = self.strength * self.target_sigma
+        envelope.top_fraction = 1 - self.strength * (1 - self.target_top_fraction)
+        self.loss.train()
+        super().on_train_epoch_start()
+
+    def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
+        super().on_train_epoch_end(train_outputs)
+        self.record("sigma", self.loss.envelope.sigma)
+        self.record("top_fraction", self.loss.envelope.top_fraction)
+        left_out, batches = torch.stack(self.gather(self.loss.pop_observed())).sum(0)
+        shares = (left_out / batches.clamp_min(1)).tolist()
+        for name, share in zip(self.class_names, shares, strict=True):
+            self.record(f"trimmed_{name}", share)
+            if share > TRIMS_TOO_MUCH:
+                self.print_to_log_file(
+                    f'WARNING: the loss left out {share:.0%} of the voxels labelled "{name}". If '
+                    "these labels are not that bad, the network unlearns the class. Lower "
+                    'topk_sigma.sigma below its share of a patch, or use topk_sigma.scope "class".'
+                )
+
+    def on_validation_epoch_start(self) -> None:
+        super().on_validation_epoch_start()
+        self.loss.eval()
+
+
+class TopKSigmaTrainer(TopKSigmaMixin, ExtensionTrainer):
+    """Leaves out the voxels with the highest losses, then stresses the hardest images.
+
+    Deviations from the paper, as far as it is known: nnU-Net's cross-entropy (regions: binary
+    cross-entropy) is the enveloped loss, Dice follows its gates, and "images" are patches.
+    """
+
+    relative_cost: ClassVar[str] = "at most 1.03x stock time per step"
+
+
+class CateNormTopKSigmaTrainer(TopKSigmaMixin, CateNormTrainer):
+    """Both passes of CateNorm are trained with the top-k / sigma loss."""
