@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -277,13 +276,13 @@ def _report(
     from nnunet_ext.benchmark.collect import collect, without_images
     from nnunet_ext.benchmark.report import write_report
     from nnunet_ext.console import print_plain
+    from nnunet_ext.files import write_json
 
     results = collect(layout, baseline)
     for problem in results.problems:
         print_plain(console, f"Problem: {problem}", "bold red")
     folder = out or layout.report
     page = write_report(results if images else without_images(results), folder, layout.root)
-    (folder / spec.FILE_NAME).write_text(spec.as_json(layout.benchmark), encoding="utf-8")
-    environment = json.dumps(results.environment, indent=2) + "\n"
-    (folder / "environment.json").write_text(environment, encoding="utf-8")
+    spec.write(layout.benchmark, folder / spec.FILE_NAME)
+    write_json(folder / "environment.json", results.environment)
     print_plain(console, f"Report: {page}")
