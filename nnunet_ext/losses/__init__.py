@@ -1,6 +1,7 @@
 """Losses: tensors in, scalars out, usable without nnU-Net's trainers."""
 
+from nnunet_ext.losses.noise_share import NoiseEstimator
 from nnunet_ext.losses.topk_sigma import TopKSigmaLoss
 from nnunet_ext.losses.topk_sigma_compound import TopKSigmaCompoundLoss
 
-__all__ = ["TopKSigmaCompoundLoss", "TopKSigmaLoss"]
+__all__ = ["NoiseEstimator", "TopKSigmaCompoundLoss", "TopKSigmaLoss"]
