@@ -5,7 +5,6 @@ preprocessing go there once. What a benchmark varies (settings, folds, noisy lab
 folders of the benchmark's own, where the images are links.
 """
 
-import os
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +21,14 @@ from nnunet_ext.benchmark.arms import Training, find_training
 from nnunet_ext.benchmark.degradation import write_degraded
 from nnunet_ext.benchmark.layout import Cell, Layout
 from nnunet_ext.benchmark.spec import Benchmark, merged
+from nnunet_ext.datasets import (
+    PREPROCESSED,
+    RAW,
+    find_dataset,
+    nnunet_folder,
+    number_of,
+    training_cases,
+)
 from nnunet_ext.errors import UserError
 from nnunet_ext.files import read_json, replacing, write_json
 from nnunet_ext.near import did_you_mean
@@ -77,46 +84,6 @@ def read_prepared(layout: Layout) -> Prepared:
     return prepared
 
 
-def find_dataset(dataset: str) -> str:
-    """Full name of a data set that nnU-Net's folders hold.
-
-    Args:
-        dataset: Number or name.
-
-    Raises:
-        UserError: If there is none or several; says what there is.
-    """
-    folders = [nnunet_folder("nnUNet_raw"), nnunet_folder("nnUNet_preprocessed")]
-    names = sorted({path.name for folder in folders for path in folder.glob("Dataset*_*")})
-    if dataset in names:
-        return dataset
-    if dataset.isascii() and dataset.isdigit():
-        found = [name for name in names if name.startswith(f"Dataset{int(dataset):03d}_")]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise UserError(f"Several data sets have number {dataset}: {', '.join(found)}.")
-    raise UserError(
-        f'There is no data set "{dataset}" in {folders[0]} or {folders[1]}.'
-        f"{did_you_mean(dataset, names)} There are: {', '.join(names) or 'none'}."
-    )
-
-
-def nnunet_folder(variable: str) -> Path:
-    """A folder that nnU-Net's environment names.
-
-    Raises:
-        UserError: If the variable is not set, or the folder does not exist.
-    """
-    value = os.environ.get(variable)
-    if not value or not Path(value).is_dir():
-        raise UserError(
-            f"The environment variable {variable} must name a folder of nnU-Net's, but it "
-            + (f"is {value}, which does not exist." if value else "is not set.")
-        )
-    return Path(value)
-
-
 def prepare(layout: Layout, say: Say) -> Prepared:
     """Do everything that must be done once, unless it is done.
 
@@ -128,16 +95,16 @@ def prepare(layout: Layout, say: Say) -> Prepared:
         UserError: If the data set, its plans or its folds do not serve the benchmark.
     """
     benchmark = layout.benchmark
-    raw = nnunet_folder("nnUNet_raw") / find_dataset(benchmark.dataset)
+    raw = nnunet_folder(RAW) / find_dataset(benchmark.dataset)
     dataset_json = read_json(raw / "dataset.json")
-    cases = _raw_cases(raw)
+    cases = training_cases(raw)
     noisy: list[str] = []
     if benchmark.label_noise is None:
-        folders = {name: nnunet_folder(name) for name in ("nnUNet_raw", "nnUNet_preprocessed")}
+        folders = {name: nnunet_folder(name) for name in (RAW, PREPROCESSED)}
     else:
         noisy = _write_noisy_raw(layout, raw, cases)
-        folders = {"nnUNet_raw": layout.noisy_raw, "nnUNet_preprocessed": layout.noisy_preprocessed}
-    preprocessed = folders["nnUNet_preprocessed"] / benchmark.dataset
+        folders = {RAW: layout.noisy_raw, PREPROCESSED: layout.noisy_preprocessed}
+    preprocessed = folders[PREPROCESSED] / benchmark.dataset
     for plans in _names_of_plans(benchmark):
         _plan_and_preprocess(layout, folders, plans, len(cases), say)
     splits = _splits(layout, preprocessed, sorted(cases))
@@ -165,16 +132,6 @@ def prepare(layout: Layout, say: Say) -> Prepared:
 
 
 # -------------------------------------------------------------------------------- raw and planned
-
-
-def _raw_cases(raw: Path) -> dict[str, dict[str, Any]]:
-    """Case -> its ``images`` (one per channel) and ``label``, as nnU-Net finds them."""
-    from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
-
-    cases: dict[str, dict[str, Any]] = get_filenames_of_train_images_and_targets(str(raw))
-    if not cases:
-        raise UserError(f"{raw} has no training cases.")
-    return cases
 
 
 def _test_set(raw: Path) -> tuple[str | None, str | None]:
@@ -213,8 +170,8 @@ def _plan_and_preprocess(
 ) -> None:
     """Have nnU-Net make what is missing of plans and preprocessed images."""
     benchmark = layout.benchmark
-    preprocessed = folders["nnUNet_preprocessed"] / benchmark.dataset
-    number = benchmark.dataset[len("Dataset") :][:3]
+    preprocessed = folders[PREPROCESSED] / benchmark.dataset
+    number = number_of(benchmark.dataset)
     path = preprocessed / f"{plans_name}.json"
     workers = str(commands.workers())
     if path.exists():

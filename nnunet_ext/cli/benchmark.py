@@ -176,12 +176,12 @@ def run(
 def _converted(what: str, console: Console) -> str:
     """The data set that a Decathlon task becomes, fetched and converted if need be."""
     from nnunet_ext import commands, decathlon
-    from nnunet_ext.benchmark.prepare import nnunet_folder
     from nnunet_ext.cli.fetch import fetch_shown
+    from nnunet_ext.datasets import RAW, nnunet_folder
 
     if what not in decathlon.TASKS:
         return what
-    raw = nnunet_folder("nnUNet_raw")
+    raw = nnunet_folder(RAW)
     task = decathlon.check_task_folder(fetch_shown(console, what, Path()))
     if not (raw / task.dataset_name).is_dir():
         command = ["nnUNetv2_convert_MSD_dataset", "-i", str(task.path)]
@@ -195,7 +195,7 @@ def _find(
 ) -> tuple[Benchmark, Path]:
     """The benchmark that is asked for, and its folder."""
     from nnunet_ext.benchmark import spec
-    from nnunet_ext.benchmark.prepare import find_dataset
+    from nnunet_ext.datasets import find_dataset
 
     path = Path(what)
     if path.suffix == ".json" or (path / spec.FILE_NAME).exists():

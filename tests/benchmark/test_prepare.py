@@ -14,7 +14,7 @@ from nnunet_ext import commands, discovery
 from nnunet_ext.benchmark import prepare as preparing
 from nnunet_ext.benchmark import spec
 from nnunet_ext.benchmark.layout import Cell, Layout
-from nnunet_ext.benchmark.prepare import Prepared, find_dataset, planner_of, read_prepared
+from nnunet_ext.benchmark.prepare import Prepared, planner_of, read_prepared
 from nnunet_ext.errors import UserError
 from tests.tiny import BASE, CASES, CONFIGURATION, DATASET, PLANS, QUICK, World
 
@@ -188,18 +188,6 @@ def test_stock_planners_name_their_plans_as_we_think() -> None:
     for plans, planner in preparing.STOCK_PLANNERS.items():
         found = recursive_find_python_class(folder, planner, "nnunetv2.experiment_planning")
         assert signature(found).parameters["plans_name"].default == plans
-
-
-def test_data_sets_are_found_by_number_and_name(world: World) -> None:
-    assert find_dataset("777") == find_dataset(DATASET) == DATASET
-    with pytest.raises(UserError, match=f"Did you mean {DATASET}"):
-        find_dataset("Dataset777_Tyni")
-
-
-def test_missing_folders_of_nnunet_are_named(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("nnUNet_raw")
-    with pytest.raises(UserError, match=r"nnUNet_raw .*is not set"):
-        find_dataset("777")
 
 
 def test_noisy_labels_are_for_training_and_clean_ones_for_the_scores(
