@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,11 @@ RESULTS = "nnUNet_results"
 _NAME = re.compile(r"Dataset(?P<number>\d{3})_(?P<short>.+)")
 
 
-def nnunet_folder(variable: str) -> Path:
+def nnunet_folder(variable: str, must_exist: bool = True) -> Path:
     """A folder that nnU-Net's environment names.
 
     Raises:
-        UserError: If the variable is not set, or the folder does not exist.
+        UserError: If the variable is not set, or a folder that must exist does not.
     """
     value = os.environ.get(variable)
     if not value:
@@ -28,7 +29,7 @@ def nnunet_folder(variable: str) -> Path:
             f"The environment variable {variable} is not set. Set it to nnU-Net's folder, "
             f"for example: export {variable}=/data/{variable}"
         )
-    if not Path(value).is_dir():
+    if must_exist and not Path(value).is_dir():
         raise UserError(f"{variable} is {value}, but there is no such folder.")
     return Path(value)
 
@@ -95,3 +96,15 @@ def training_cases(raw: Path) -> dict[str, dict[str, Any]]:
     if not cases:
         raise UserError(f"{raw} has no training cases.")
     return {str(case): files for case, files in cases.items()}
+
+
+def label_names(dataset_json: Mapping[str, Any]) -> dict[str, str]:
+    """Label or region as nnU-Net's summaries name it -> its name in dataset.json.
+
+    Background and ignore label are left out.
+    """
+    keys = {
+        name: str(tuple(value)) if isinstance(value, list) else str(value)
+        for name, value in dataset_json["labels"].items()
+    }
+    return {key: name for name, key in keys.items() if key != "0" and name != "ignore"}

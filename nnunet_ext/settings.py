@@ -66,6 +66,10 @@ class TrainingSettings:
         int | None,
         Field(ge=0, lt=2**31, description="makes training repeatable if nnUNet_n_proc_DA=0"),
     ] = None
+    sampling: Annotated[
+        Literal["cases", "domains"],
+        Field(description="cases are drawn alike, or domains are and then a case of the domain"),
+    ] = "cases"
     mirror_prediction: Annotated[
         bool,
         Field(description="test-time mirroring; without, prediction is 4 (2D) to 8 times faster"),

@@ -28,6 +28,7 @@ CONFIGURATION = "tiny"
 FIRST_STAGE = "tiny_lowres"
 CASES = ("case_0", "case_1", "case_2", "case_3")
 TRAIN, VALIDATION = CASES[:3], CASES[3:]
+DOMAINS = dict(zip(CASES, ("site_a", "site_a", "site_b", "site_b"), strict=True))
 EDGE = 16
 FEATURES = (4, 8, 8, 8)
 IGNORE = 3
@@ -55,9 +56,11 @@ class Task:
     norm: Literal["batch", "instance"] = "instance"
     deep_supervision: bool = True
     cascade: bool = False
+    domains: bool = False
 
     def __str__(self) -> str:
-        switches = ("residual", "regions", "ignore", "anisotropic", "cascade", "deep_supervision")
+        switches = ("residual", "regions", "ignore", "anisotropic", "cascade", "domains")
+        switches += ("deep_supervision",)
         words = [f"{self.dim}d", self.norm, *(name for name in switches if getattr(self, name))]
         return "-".join([*words, "two_channels"] if self.channels == 2 else words)
 
@@ -87,13 +90,15 @@ class Task:
 
     @property
     def dataset_json(self) -> dict[str, Any]:
-        order = {"regions_class_order": [1, 2]} if self.regions else {}
+        more: dict[str, Any] = {"regions_class_order": [1, 2]} if self.regions else {}
+        if self.domains:
+            more["domains"] = DOMAINS
         return {
             "channel_names": {str(i): "noNorm" for i in range(self.channels)},
             "labels": self.labels,
             "numTraining": len(CASES),
             "file_ending": ".nii.gz",
-            **order,
+            **more,
         }
 
     @property

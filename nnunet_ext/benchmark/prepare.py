@@ -8,7 +8,7 @@ folders of the benchmark's own, where the images are links.
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ from nnunet_ext.datasets import (
     number_of,
     training_cases,
 )
+from nnunet_ext.domains.assignment import Domains, read_domains, refuse_unfit_for_training
+from nnunet_ext.domains.splits import SPLITS_FILE, Split
 from nnunet_ext.errors import UserError
 from nnunet_ext.files import read_json, replacing, write_json
 from nnunet_ext.near import did_you_mean
@@ -108,7 +110,11 @@ def prepare(layout: Layout, say: Say) -> Prepared:
     for plans in _names_of_plans(benchmark):
         _plan_and_preprocess(layout, folders, plans, len(cases), say)
     splits = _splits(layout, preprocessed, sorted(cases))
-    trainings = {arm: find_training(benchmark, arm) for arm in benchmark.arms}
+    domains = read_domains(dataset_json, str(raw / "dataset.json"))
+    trainings = {
+        arm: _with_domains(find_training(benchmark, arm), layout, splits, domains)
+        for arm in benchmark.arms
+    }
     for arm, training in trainings.items():
         if not training.problem and training.trainer != benchmark.arms[arm].trainer:
             say(f"{arm}: trained by {training.trainer}, which takes the settings")
@@ -254,9 +260,9 @@ def _is_preprocessed(preprocessed: Path, configuration: Mapping[str, Any], cases
 # ------------------------------------------------------------------------ the benchmark's folders
 
 
-def _splits(layout: Layout, preprocessed: Path, cases: list[str]) -> list[dict[str, list[str]]]:
+def _splits(layout: Layout, preprocessed: Path, cases: list[str]) -> list[Split]:
     """Training and held-out cases of each fold; those of an earlier run stay."""
-    own, users = layout.dataset / "splits_final.json", preprocessed / "splits_final.json"
+    own, users = layout.dataset / SPLITS_FILE, preprocessed / "splits_final.json"
     if own.exists():
         splits = read_json(own)
     elif layout.benchmark.splits is not None:
@@ -284,7 +290,7 @@ def _splits(layout: Layout, preprocessed: Path, cases: list[str]) -> list[dict[s
     return splits
 
 
-def _split(validation: str, training: str | None, cases: Sequence[str]) -> dict[str, list[str]]:
+def _split(validation: str, training: str | None, cases: Sequence[str]) -> Split:
     held_out = [case for case in cases if re.fullmatch(validation, case)]
     others = [case for case in cases if case not in held_out]
     if training is not None:
@@ -298,14 +304,31 @@ def _split(validation: str, training: str | None, cases: Sequence[str]) -> dict[
     return {"train": others, "val": held_out}
 
 
+def _with_domains(
+    training: Training, layout: Layout, splits: Sequence[Split], domains: Domains
+) -> Training:
+    """Say before hours of training that a trainer misses domains in some fold."""
+    if training.problem or not training.requires_domains:
+        return training
+    benchmark = layout.benchmark
+    try:
+        for fold in benchmark.folds:
+            refuse_unfit_for_training(
+                domains, splits[fold]["train"], training.trainer, benchmark.dataset, least=2
+            )
+    except UserError as error:
+        return replace(training, problem=str(error))
+    return training
+
+
 def _write_preprocessed(
     layout: Layout,
     preprocessed: Path,
     trainings: Mapping[str, Training],
-    splits: list[dict[str, list[str]]],
+    splits: list[Split],
 ) -> None:
     layout.dataset.mkdir(parents=True, exist_ok=True)
-    write_json(layout.dataset / "splits_final.json", splits)
+    write_json(layout.dataset / SPLITS_FILE, splits)
     for name in ("dataset.json", "dataset_fingerprint.json"):
         shutil.copyfile(preprocessed / name, layout.dataset / name)
     for plans_name in _names_of_plans(layout.benchmark):
