@@ -115,7 +115,7 @@ def gather(
                 f"{case.source}: case {case.name} has {len(case.images)} images, but {first} has "
                 f"{len(shared[CHANNELS])} channels."
             )
-    names = _new_names([*cases, *images], prefixes)
+    names = new_names([*cases, *images], prefixes)
     joined = dict(zip(names, cases, strict=False))
     content = {key: shared[key] for key in (CHANNELS, *LABELS, *FILES) if key in shared} | {
         "numTraining": len(cases),
@@ -188,8 +188,12 @@ def _prefixes(sources: Sequence[str]) -> dict[str, str]:
     }
 
 
-def _new_names(cases: Sequence[Case], prefixes: Mapping[str, str]) -> list[str]:
-    """The names of the cases, with the source's in front where several sources have it."""
+def new_names(cases: Sequence[Case], prefixes: Mapping[str, str]) -> list[str]:
+    """Name the cases anew, with the source's prefix where several sources have the name.
+
+    Raises:
+        UserError: If that makes two names the same.
+    """
     owners: dict[str, set[str]] = {}
     for case in cases:  # some file systems do not tell a from A
         owners.setdefault(case.name.casefold(), set()).add(case.source)
