@@ -29,10 +29,16 @@ from tests.tiny import Task, World
 TASKS = (
     Task(dim=3),
     Task(
-        dim=3, residual=True, norm="batch", ignore=True, anisotropic=True, channels=2, domains=True
+        dim=3,
+        residual=True,
+        norm="batch",
+        ignore=True,
+        anisotropic=True,
+        channels=2,
+        domains=tiny.TWO_SITES,
     ),
     Task(dim=3, regions=True, ignore=True, cascade=True, deep_supervision=False),
-    Task(dim=2, norm="batch", regions=True, channels=2, domains=True),
+    Task(dim=2, norm="batch", regions=True, channels=2, domains=tiny.TWO_SITES),
     Task(dim=2, residual=True, ignore=True, deep_supervision=False),
     Task(dim=2, residual=True, regions=True, ignore=True, channels=2, norm="batch"),
 )

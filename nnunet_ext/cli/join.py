@@ -45,7 +45,7 @@ def join(
     print_plain(console, f"{joined.folder.name}: {len(joined.cases)} training cases", "bold")
     print_domains(console, joined.content["domains"])
     if joined.unlabelled:
-        print_plain(console, f"{len(joined.unlabelled)} cases without labels in imagesUn")
+        print_plain(console, f"Without labels, in imagesUn: {len(joined.unlabelled)}")
     every = joined.cases | joined.unlabelled
     renamed = [f"{case.name} is now {new}" for new, case in every.items() if new != case.name]
     if renamed:

@@ -16,7 +16,7 @@ from nnunet_ext.benchmark import spec
 from nnunet_ext.benchmark.layout import Cell, Layout
 from nnunet_ext.benchmark.prepare import Prepared, planner_of, read_prepared
 from nnunet_ext.errors import UserError
-from tests.tiny import BASE, CASES, CONFIGURATION, DATASET, PLANS, QUICK, World
+from tests.tiny import BASE, CASES, CONFIGURATION, DATASET, PLANS, QUICK, TWO_SITES, World
 
 MakeWorld = Callable[..., World]
 ARMS: dict[str, Any] = {
@@ -75,6 +75,26 @@ def test_a_trainer_that_takes_no_seed_gets_none(world: World) -> None:
     made = configurations[Cell("stock", BASE, 0, 0).trained_configuration]
     assert made["nnunet_ext"] == {}
     assert not prepared.trainings["stock"].seeded
+
+
+def test_a_trainer_that_needs_domains_is_refused_before_it_trains_in_vain(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nnunet_ext.trainers.CateNormTrainer.requires_domains", True)
+    _, prepared = prepare(world)
+    assert "CateNormTrainer needs the domain" in prepared.trainings["wide"].problem
+    assert f"nnunet-ext domains {DATASET}" in prepared.trainings["wide"].problem
+    assert not prepared.trainings["stock"].problem
+
+
+def test_a_trainer_that_needs_domains_is_prepared_where_each_fold_has_two(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nnunet_ext.trainers.CateNormTrainer.requires_domains", True)
+    world = make_world(domains=TWO_SITES)
+    world.write_raw()
+    _, prepared = prepare(world)
+    assert not prepared.trainings["wide"].problem
 
 
 def test_images_are_links_and_labels_and_folds_the_benchmarks_own(world: World) -> None:

@@ -10,7 +10,9 @@ import pytest
 
 from nnunet_ext.domains.store import case_names, dataset_json_paths, save_domains
 from nnunet_ext.errors import UserError
-from tests.tiny import CASES, DATASET, DOMAINS, World
+from tests.tiny import CASES, DATASET, TWO_SITES, World
+
+DOMAINS = dict(zip(CASES, TWO_SITES, strict=True))
 
 
 @pytest.fixture
