@@ -228,18 +228,19 @@ def _refuse_difference(
 ) -> None:
     for key in keys:
         first, second = (described[source].get(key) for source in (one, other))
-        if not (isinstance(first, Mapping) and isinstance(second, Mapping)):
+        if isinstance(first, Mapping) and isinstance(second, Mapping):
+            first, second = (
+                {f'{key} "{k}"': v for k, v in each.items()} for each in (first, second)
+            )
+        else:
             first, second = {key: first}, {key: second}
         differences = [
-            f'"{name}" is {_shown(first, name)} in {one} and {_shown(second, name)} in {other}'
+            f"{name} is {_shown(first, name)} in {one} and {_shown(second, name)} in {other}"
             for name in {**first, **second}
             if first.get(name) != second.get(name)
         ]
         if differences:
-            raise UserError(
-                f"{one} and {other} cannot be joined, because their {key} differ: "
-                f"{'; '.join(differences)}."
-            )
+            raise UserError(f"{one} and {other} cannot be joined: {'; '.join(differences)}.")
 
 
 def _shown(values: Mapping[str, Any], key: str) -> str:

@@ -40,7 +40,7 @@ def test_the_new_data_set_is_described_with_the_next_command(
     [
         (("1", "7"), 'no data set "7"'),
         (("1", "1"), "named twice"),
-        (("1", "2"), "labels differ"),
+        (("1", "2"), 'labels "organ" is 1 in Dataset001_Bern'),
         (("1", "--unlabeled", "7"), 'no data set "7"'),
     ],
 )

@@ -169,16 +169,19 @@ def test_no_name_is_given_twice_and_names_that_need_not_change_stay(
     [
         (
             {"labels": {"background": 0, "lesion": 1}},
-            '"organ" is 1 in Dataset001_Bern and missing in Dataset002_Ulm; "lesion" is missing',
+            'labels "organ" is 1 in Dataset001_Bern and missing in Dataset002_Ulm; labels "lesion"',
         ),
         ({"labels": {"background": 0, "organ": 2}}, '"organ" is 1 .* and 2 in Dataset002_Ulm'),
-        ({"labels": {"background": 0, "organ": 1, "ignore": 2}}, 'labels differ: "ignore" is mis'),
+        ({"labels": {"background": 0, "organ": 1, "ignore": 2}}, 'labels "ignore" is mis'),
         ({"labels": {"background": 0, "organ": [1, 2]}}, r'"organ" is 1 .* and \[1, 2\] in'),
-        ({"regions_class_order": [1]}, r'"regions_class_order" is missing .* and \[1\] in Data'),
-        ({"channels": 2}, 'channel_names differ: "1" is missing .* and "MR1" in Dataset002_Ulm'),
-        ({"channel_names": {"0": "CT"}}, '"0" is "MR0" in Dataset001_Bern and "CT" in Dataset002'),
-        ({"ending": ".png"}, '"file_ending" is ".nii.gz" in Dataset001_Bern and ".png" in Data'),
-        ({"overwrite_image_reader_writer": "NibabelIO"}, '"overwrite_image_reader_writer" is mis'),
+        ({"regions_class_order": [1]}, r"regions_class_order is missing .* and \[1\] in Data"),
+        ({"channels": 2}, 'channel_names "1" is missing .* and "MR1" in Dataset002_Ulm'),
+        (
+            {"channel_names": {"0": "CT"}},
+            'channel_names "0" is "MR0" in Dataset001_Bern and "CT" in Dataset002',
+        ),
+        ({"ending": ".png"}, 'file_ending is ".nii.gz" in Dataset001_Bern and ".png" in Data'),
+        ({"overwrite_image_reader_writer": "NibabelIO"}, "overwrite_image_reader_writer is mis"),
     ],
 )
 def test_sources_that_differ_are_refused_with_the_difference(
@@ -195,7 +198,7 @@ def test_sources_that_differ_are_refused_with_the_difference(
     ("other", "message"),
     [
         ({"channels": 2}, "Dataset002_Ulm: case u1 has 2 images, but Dataset001_Bern has 1 chan"),
-        ({"ending": ".png"}, '"file_ending" is ".nii.gz" in Dataset001_Bern and ".png" in Data'),
+        ({"ending": ".png"}, 'file_ending is ".nii.gz" in Dataset001_Bern and ".png" in Data'),
         ({"images": "imagesTs"}, "no images in imagesTr or imagesUn"),
     ],
 )
