@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_ext.errors import UserError
+from nnunet_ext.files import read_object
 from nnunet_ext.near import did_you_mean
 
 RAW = "nnUNet_raw"
 PREPROCESSED = "nnUNet_preprocessed"
 RESULTS = "nnUNet_results"
 """nnU-Net's environment variables."""
+
+DATASET_JSON = "dataset.json"
 
 _NAME = re.compile(r"Dataset(?P<number>\d{3})_(?P<short>.+)")
 
@@ -85,12 +88,17 @@ def training_cases(raw: Path) -> dict[str, dict[str, Any]]:
         Case -> its ``images`` (paths, one per channel) and ``label`` (path).
 
     Raises:
-        UserError: If there are none.
+        UserError: If there are none, or dataset.json is damaged.
     """
     from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
+    described = read_object(raw / DATASET_JSON)
     try:
-        cases: dict[str, dict[str, Any]] = get_filenames_of_train_images_and_targets(str(raw))
+        cases: dict[str, dict[str, Any]] = get_filenames_of_train_images_and_targets(
+            str(raw), described
+        )
+    except KeyError as error:
+        raise UserError(f"{raw / DATASET_JSON} misses the key {error}.") from None
     except FileNotFoundError as error:
         raise UserError(f"{raw} is not a raw data set: there is no {error.filename}.") from None
     if not cases:

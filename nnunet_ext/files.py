@@ -43,6 +43,18 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is not valid JSON: {error}.") from None
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Raises:
+        UserError: If it cannot be read, is not valid JSON or holds something else.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold a JSON object.")
+    return content
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file so that it is never seen half-written."""
     write_jsons({path: content})

@@ -100,3 +100,19 @@ def test_a_folder_without_training_images_is_refused(make_world: Callable[..., W
     (raw / "imagesTr").rmdir()
     with pytest.raises(UserError, match=r"there is no .*imagesTr"):
         training_cases(raw)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{", "not valid JSON"), ("[]", "must hold a JSON object"), ("{}", "misses the key 'file_en")],
+)
+def test_a_damaged_dataset_json_is_named(
+    make_world: Callable[..., World], content: str, message: str
+) -> None:
+    raw = make_world().write_raw()
+    (raw / "dataset.json").write_text(content)
+    with pytest.raises(UserError, match=f"{raw}/dataset.json .*{message}"):
+        training_cases(raw)
+    (raw / "dataset.json").unlink()
+    with pytest.raises(UserError, match=r"Cannot read .*dataset\.json"):
+        training_cases(raw)

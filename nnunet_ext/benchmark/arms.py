@@ -52,9 +52,8 @@ def find_training(benchmark: Benchmark, arm: str) -> Training:
     epochs = int(length["epochs"]) if length else settings.get("num_epochs")
     if epochs is None and (name == STOCK or _reads_settings(found)):
         epochs = STOCK_EPOCHS
-    reads = _reads_settings(found)
-    requires_domains: bool = reads and found.requires_domains  # type: ignore[attr-defined]
-    return Training(name, reads, epochs, requires_domains=requires_domains)
+    requires_domains = getattr(found, "requires_domains", False)
+    return Training(name, _reads_settings(found), epochs, requires_domains=requires_domains)
 
 
 def _find(name: str) -> type:

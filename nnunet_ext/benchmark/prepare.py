@@ -262,7 +262,7 @@ def _is_preprocessed(preprocessed: Path, configuration: Mapping[str, Any], cases
 
 def _splits(layout: Layout, preprocessed: Path, cases: list[str]) -> list[Split]:
     """Training and held-out cases of each fold; those of an earlier run stay."""
-    own, users = layout.dataset / SPLITS_FILE, preprocessed / "splits_final.json"
+    own, users = layout.dataset / SPLITS_FILE, preprocessed / SPLITS_FILE
     if own.exists():
         splits = read_json(own)
     elif layout.benchmark.splits is not None:

@@ -52,7 +52,7 @@ def domains(
     from nnunet_ext.console import print_plain
     from nnunet_ext.datasets import PREPROCESSED, find_dataset, nnunet_folder, number_of
     from nnunet_ext.domains import assignment, splits, store
-    from nnunet_ext.files import read_json
+    from nnunet_ext.files import read_object
 
     if regex is not None and table is not None:
         raise UserError("Assign by --regex or by --csv, not by both.")
@@ -68,7 +68,7 @@ def domains(
     elif table is not None:
         assigned, where = assignment.from_csv(table), str(table)
     else:
-        assigned = assignment.read_domains(read_json(source), where)
+        assigned = assignment.read_domains(read_object(source), where)
         if not leave_one_out:
             _show(console, name, cases, assigned)
             return
@@ -99,7 +99,7 @@ def domains(
 def _show(console: "Console", name: str, cases: list[str], assigned: Mapping[str, str]) -> None:
     from nnunet_ext.console import print_plain
     from nnunet_ext.domains import assignment, store
-    from nnunet_ext.files import read_json
+    from nnunet_ext.files import read_object
 
     print_plain(console, f"{name}: {len(cases)} training cases", "bold")
     print_domains(console, {case: assigned[case] for case in cases if case in assigned})
@@ -109,7 +109,7 @@ def _show(console: "Console", name: str, cases: list[str], assigned: Mapping[str
     except UserError as error:
         print_plain(console, str(error))
     for copy in copies:
-        if assignment.read_domains(read_json(copy), str(copy)) != assigned:
+        if assignment.read_domains(read_object(copy), str(copy)) != assigned:
             print_plain(
                 console,
                 f"{copy} has other domains, and training reads these. Assign domains with this "

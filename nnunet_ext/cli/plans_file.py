@@ -2,13 +2,12 @@
 
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from nnunet_ext.datasets import PREPROCESSED, find_dataset, nnunet_folder
 from nnunet_ext.errors import UserError
-from nnunet_ext.files import read_json, replacing
+from nnunet_ext.files import read_object, replacing
 from nnunet_ext.near import did_you_mean
 
 Configuration = dict[str, Any]
@@ -26,7 +25,7 @@ class PlansFile:
     def __init__(self, path: Path) -> None:
         self.path = path.resolve()  # saving replaces the file, not a link to it
         self.name = path.stem
-        self.content = _read_object(path)
+        self.content = read_object(path)
         if not isinstance(self.content.get("configurations"), dict):
             raise UserError(f'{path} is not a plans file: it has no "configurations".')
 
@@ -105,16 +104,9 @@ def _plans_in(folder: Path) -> list[str]:
     names = []
     for path in sorted(folder.glob("*.json")):
         try:
-            content = _read_object(path)
+            content = read_object(path)
         except UserError:
             continue
         if "configurations" in content:
             names.append(path.stem)
     return names
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    content = read_json(path)
-    if not isinstance(content, Mapping):
-        raise UserError(f"{path} must hold a JSON object.")
-    return dict(content)

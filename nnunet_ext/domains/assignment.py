@@ -117,11 +117,12 @@ def refuse_unfit(domains: Mapping[str, str], cases: Collection[str], where: str)
     Raises:
         UserError: Naming the cases.
     """
-    unknown = [case for case in domains if case not in cases]
+    known = set(cases)
+    unknown = [case for case in domains if case not in known]
     if unknown:
         raise UserError(
             f"{where} has domains of cases that are no training cases: {_named(unknown)}."
-            f"{did_you_mean(unknown[0], cases)}"
+            f"{did_you_mean(unknown[0], known)}"
         )
     missing = without_domain(domains, cases)
     if missing:

@@ -12,6 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from nnunet_ext.datasets import (
+    DATASET_JSON,
     PREPROCESSED,
     RAW,
     RESULTS,
@@ -23,7 +24,7 @@ from nnunet_ext.datasets import (
 from nnunet_ext.domains import unlabelled
 from nnunet_ext.domains.assignment import DOMAINS_KEY, read_domains, refuse_unfit
 from nnunet_ext.errors import UserError
-from nnunet_ext.files import read_json, replacing, write_json
+from nnunet_ext.files import read_object, replacing, write_json
 from nnunet_ext.images import copy_image
 
 CHANNELS = "channel_names"
@@ -112,8 +113,8 @@ def gather(
     for case in (*cases, *images):
         if len(case.images) != len(shared[CHANNELS]):
             raise UserError(
-                f"{case.source}: case {case.name} has {len(case.images)} images, but {first} has "
-                f"{len(shared[CHANNELS])} channels."
+                f"{case.source}: case {case.name} has images of {len(case.images)} channels, but "
+                f"{first} has {len(shared[CHANNELS])}."
             )
     names = new_names([*cases, *images], prefixes)
     joined = dict(zip(names, cases, strict=False))
@@ -151,7 +152,7 @@ def write(joined: Joined, link: bool) -> None:
                 (partial / folder).mkdir(parents=True)
             for source, place in tqdm(files, leave=False, unit="file", disable=None):
                 copy_image(source, partial / place, link=link)
-            write_json(partial / "dataset.json", joined.content)
+            write_json(partial / DATASET_JSON, joined.content)
     except OSError as error:
         raise UserError(f"Cannot write {joined.folder}: {error}. Nothing was kept.") from None
 
@@ -172,7 +173,8 @@ def _new_folder(raw: Path, number: int, name: str) -> Path:
             "underscores, the first and the last a letter or digit."
         )
     prefix = f"Dataset{number:03d}_"
-    folders = [nnunet_folder(v) for v in (RAW, PREPROCESSED, RESULTS) if os.environ.get(v)]
+    variables = [name for name in (RAW, PREPROCESSED, RESULTS) if os.environ.get(name)]
+    folders = [nnunet_folder(variable, must_exist=False) for variable in variables]
     taken = [path for folder in folders for path in folder.glob(f"{prefix}*")]
     if taken:
         raise UserError(f"There is a data set of number {number} already: {taken[0]}.")
@@ -216,11 +218,11 @@ def new_names(cases: Sequence[Case], prefixes: Mapping[str, str]) -> list[str]:
 
 
 def _description(source: Path) -> dict[str, Any]:
-    description = read_json(source / "dataset.json")
+    description = read_object(source / DATASET_JSON)
     for key in (CHANNELS, "labels", "file_ending"):
         if key not in description:
-            raise UserError(f'{source / "dataset.json"} has no "{key}".')
-    return dict(description)
+            raise UserError(f'{source / DATASET_JSON} has no "{key}".')
+    return description
 
 
 def _refuse_difference(
@@ -248,7 +250,7 @@ def _shown(values: Mapping[str, Any], key: str) -> str:
 
 
 def _labelled_cases(source: Path, description: Mapping[str, Any], prefix: str) -> Iterator[Case]:
-    where = str(source / "dataset.json")
+    where = str(source / DATASET_JSON)
     found = training_cases(source)
     domains = read_domains(description, where)
     if domains:

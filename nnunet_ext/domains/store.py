@@ -4,12 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nnunet_ext.datasets import PREPROCESSED, RAW, nnunet_folder, training_cases
+from nnunet_ext.datasets import DATASET_JSON, PREPROCESSED, RAW, nnunet_folder, training_cases
 from nnunet_ext.domains.assignment import DOMAINS_KEY
 from nnunet_ext.errors import UserError
-from nnunet_ext.files import read_json, write_jsons
-
-DATASET_JSON = "dataset.json"
+from nnunet_ext.files import read_object, write_jsons
 
 
 def dataset_json_paths(dataset: str) -> list[Path]:
@@ -37,7 +35,7 @@ def case_names(dataset: str) -> list[str]:
     if raw.is_dir():
         return sorted(training_cases(raw))
     # raw images may have been put away after preprocessing
-    ending = read_json(dataset_json_paths(dataset)[0])["file_ending"]
+    ending = read_object(dataset_json_paths(dataset)[0])["file_ending"]
     truth = nnunet_folder(PREPROCESSED) / dataset / "gt_segmentations"
     return sorted(path.name.removesuffix(ending) for path in truth.glob(f"*{ending}"))
 
@@ -52,7 +50,7 @@ def save_domains(dataset: str, domains: Mapping[str, str]) -> list[Path]:
         UserError: If one of them cannot be written; then none is.
     """
     contents: dict[Path, dict[str, Any]] = {
-        path: read_json(path) | {DOMAINS_KEY: dict(sorted(domains.items()))}
+        path: read_object(path) | {DOMAINS_KEY: dict(sorted(domains.items()))}
         for path in dataset_json_paths(dataset)
     }
     try:

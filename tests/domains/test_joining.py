@@ -197,7 +197,10 @@ def test_sources_that_differ_are_refused_with_the_difference(
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ({"channels": 2}, "Dataset002_Ulm: case u1 has 2 images, but Dataset001_Bern has 1 chan"),
+        (
+            {"channels": 2},
+            "Dataset002_Ulm: case u1 has images of 2 channels, but Dataset001_Bern has 1",
+        ),
         ({"ending": ".png"}, 'file_ending is ".nii.gz" in Dataset001_Bern and ".png" in Data'),
         ({"images": "imagesTs"}, "no images in imagesTr or imagesUn"),
     ],
@@ -214,7 +217,7 @@ def test_unlabelled_images_that_cannot_be_read_alike_are_refused(
 @pytest.mark.parametrize(
     ("file", "message"),
     [
-        ("imagesTr/b1_0001.nii.gz", "case b1 has 1 images, but Dataset001_Bern has 2 channels"),
+        ("imagesTr/b1_0001.nii.gz", "case b1 has images of 1 channels, but Dataset001_Bern has 2"),
         ("labelsTr/b1.nii.gz", r"case b1 has no label .*--unlabeled"),
     ],
 )
