@@ -1,9 +1,12 @@
 """The networks that keep the contract; a new one joins by one class."""
 
+from dataclasses import replace
+
 from torch import nn
 
-from nnunet_ext.networks import CateNormUNet
-from tests.contract import NetworkContract
+from nnunet_ext.networks import CateNormUNet, ConDSegNet
+from nnunet_ext.networks.condseg import EncoderFirstUNet
+from tests.contract import TASKS, NetworkContract
 from tests.tiny import Task
 
 
@@ -18,3 +21,16 @@ class TestCateNormUNet(NetworkContract):
 class TestCateNormUNetBeforeItsSecondPass(NetworkContract):
     def build(self, task: Task) -> nn.Module:
         return CateNormUNet(task.unet(), task.heads, decoder_stages=(0,))
+
+
+class TestConDSegNet(NetworkContract):
+    # the method has no deep supervision
+    tasks = tuple(replace(task, deep_supervision=False) for task in TASKS)
+
+    def build(self, task: Task) -> nn.Module:
+        return ConDSegNet(task.unet(), task.heads, task.patch_size)
+
+
+class TestEncoderFirstUNet(NetworkContract):
+    def build(self, task: Task) -> nn.Module:
+        return EncoderFirstUNet(task.unet())
