@@ -217,7 +217,7 @@ class World:
         assert isinstance(trainer, type)
         plans = self.plans(settings) | {"continue_training": continue_training}
         made = trainer(plans, CONFIGURATION, 0, copy.deepcopy(self.task.dataset_json), CPU)
-        made.enable_deep_supervision = self.task.deep_supervision
+        made.enable_deep_supervision &= self.task.deep_supervision
         if self.task.cascade:
             self._write_first_stage(Path(made.folder_with_segs_from_previous_stage))
         return made
@@ -274,7 +274,7 @@ def batch_for(trainer: Any, task: Task) -> dict[str, Any]:
     for scale in scales:
         size = [round(n * s) for n, s in zip(task.patch_size, scale, strict=True)]
         targets.append(torch.randint(values, (2, channels, *size), generator=generator))
-    target = targets if task.deep_supervision else targets[0]
+    target = targets if trainer.enable_deep_supervision else targets[0]
     return {"data": task.images(), "target": target, "keys": ["case_0", "case_1"]}
 
 

@@ -1,10 +1,10 @@
-"""A second view of normalised images that looks different and shows the same in the same place.
+"""A second view of images that looks different and shows the same in the same place.
 
 ConDSeg (arXiv 2412.08345) jitters brightness, contrast and colour and blurs along one axis. For
 images of one channel the first two are without effect on a network with instance normalisation:
 a convolution of a x + b is normalised to that of x, except at padded borders. So this view also
 changes what no normalisation undoes. All of it is drawn for each image on its own, in units of
-images with mean 0 and standard deviation 1.
+its standard deviation.
 """
 
 from collections.abc import Callable, Sequence
@@ -51,7 +51,7 @@ def strong_view(
     """Change appearance: affine jitter, gamma, bias field, blur, low resolution and noise.
 
     Args:
-        images: Normalised images (B, C, *S), left as they are.
+        images: Images (B, C, *S), left as they are.
         axes: Spatial axes to blur and coarsen, counted from 0: those in the plane of thick
             slices. Default all.
         colour: The three channels are red, green and blue and change together; otherwise each
@@ -66,14 +66,16 @@ def strong_view(
     in_plane = range(dim) if axes is None else axes
     # convolutions in half precision would be coarser than the noise
     with torch.autocast(images.device.type, enabled=False):
-        view = images.float()
+        spread = images.float().std((1, *_spatial(images)), keepdim=True)
+        spread = torch.where(spread > torch.finfo(spread.dtype).eps, spread, 1)
+        view = images.float() / spread
         view = _jitter_colour(view) if colour else view
         view = _jitter(view, shared=colour)
         view = _sometimes(USUALLY, _multiply_bias, view)
         view = _gamma(view, shared=colour)
         view = _sometimes(USUALLY, lambda x: _blur(x, in_plane), view)
         view = _coarsen(view, in_plane)
-        view = _sometimes(USUALLY, _add_noise, view)
+        view = _sometimes(USUALLY, _add_noise, view) * spread
     if keep_zero is not None:
         masked = torch.tensor(keep_zero, device=images.device).view(1, -1, *[1] * dim)
         view = torch.where(masked & (images == 0), 0, view)

@@ -6,12 +6,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nnunet_ext.planners.catenorm import CateNormPlanner as CateNormPlanner
     from nnunet_ext.planners.catenorm import CateNormResEncPlanner as CateNormResEncPlanner
+    from nnunet_ext.planners.condseg import ConDSegPlanner as ConDSegPlanner
+    from nnunet_ext.planners.condseg import ConDSegResEncPlanner as ConDSegResEncPlanner
     from nnunet_ext.planners.compact import CompactPlanner as CompactPlanner
 
 MODULES = {
     "CateNormPlanner": "catenorm",
     "CateNormResEncPlanner": "catenorm",
     "CompactPlanner": "compact",
+    "ConDSegPlanner": "condseg",
+    "ConDSegResEncPlanner": "condseg",
 }
 """Planner class -> module of this package that defines it."""
 

@@ -1,5 +1,6 @@
 """What our planners share."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import (
@@ -24,7 +25,9 @@ class ExtensionPlanner(ExperimentPlanner):
         super().__init__(*args, plans_name=plans_name or self.default_plans_name, **kwargs)
 
     @staticmethod
-    def trained_network(unet: nn.Module, output_channels: int) -> nn.Module:
+    def trained_network(
+        unet: nn.Module, output_channels: int, patch_size: Sequence[int]
+    ) -> nn.Module:
         """Return what is trained with the planned U-Net; estimates its own feature maps."""
         return unet
 
@@ -51,7 +54,7 @@ class ExtensionPlanner(ExperimentPlanner):
             output_channels,
             allow_init=False,
         )
-        network: Any = cls.trained_network(unet, output_channels)
+        network: Any = cls.trained_network(unet, output_channels, patch_size)
         return int(network.compute_conv_feature_map_size(patch_size))
 
     def generate_data_identifier(self, configuration_name: str) -> str:

@@ -1,5 +1,6 @@
 """Planners that count the memory of CateNorm's second pass."""
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_encoder_unet_planners import (  # noqa: E501
@@ -19,7 +20,9 @@ class CateNormPlanner(ExtensionPlanner):
     default_plans_name: ClassVar[str] = "CateNormPlans"
 
     @staticmethod
-    def trained_network(unet: nn.Module, output_channels: int) -> nn.Module:
+    def trained_network(
+        unet: nn.Module, output_channels: int, patch_size: Sequence[int]
+    ) -> nn.Module:
         return CateNormUNet(unet, output_channels)
 
 

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nnunet_ext.trainers.base import ExtensionTrainer as ExtensionTrainer
     from nnunet_ext.trainers.catenorm import CateNormTrainer as CateNormTrainer
+    from nnunet_ext.trainers.condseg import ConDSegTrainer as ConDSegTrainer
     from nnunet_ext.trainers.topk_sigma import CateNormTopKSigmaTrainer as CateNormTopKSigmaTrainer
     from nnunet_ext.trainers.topk_sigma import TopKSigmaTrainer as TopKSigmaTrainer
 
 MODULES = {
     "ExtensionTrainer": "base",
     "CateNormTrainer": "catenorm",
+    "ConDSegTrainer": "condseg",
     "TopKSigmaTrainer": "topk_sigma",
     "CateNormTopKSigmaTrainer": "topk_sigma",
 }

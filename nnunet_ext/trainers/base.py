@@ -4,7 +4,7 @@ import io
 import random
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
@@ -348,6 +348,16 @@ class ExtensionTrainer(nnUNetTrainer):
             "counts": validation.with_domains(counted, batch.get("keys", ()), self.domains)
         }
 
+    @contextmanager
+    def network_answering(self, logits: Any) -> Iterator[None]:
+        """Let nnU-Net score logits that are already there, e.g. those of an auxiliary network."""
+        network = self.network
+        self.network = _Answer(logits)
+        try:
+            yield
+        finally:
+            self.network = network
+
     def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
         counts = [count for output in val_outputs for count in output.pop("counts", ())]
         super().on_validation_epoch_end(val_outputs)
@@ -355,6 +365,15 @@ class ExtensionTrainer(nnUNetTrainer):
         background = not self.label_manager.has_regions
         for domain, dice in validation.pseudo_dice(counts, background).items():
             self.record(f"{domain}_pseudo_dice", dice)
+
+    def restart_average(self) -> None:
+        """Let the average that decides on the best checkpoint begin with this epoch.
+
+        Called at the end of the first validation of another phase: an average over both would
+        favour the first epochs of the new one.
+        """
+        latest = float(self.logger.get_value("mean_fg_dice", step=-1))
+        self.logger.get_value("ema_fg_dice", step=None)[-1] = latest
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         super().perform_actual_validation(save_probabilities)
@@ -463,6 +482,17 @@ class ExtensionTrainer(nnUNetTrainer):
             random.seed(seed)
             np.random.seed(seed)  # the global generator, because batchgenerators draws from it
             torch.manual_seed(seed)
+
+
+class _Answer(nn.Module):
+    """A network that answers whatever it is asked with the same logits."""
+
+    def __init__(self, logits: Any) -> None:
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, _data: Tensor) -> Any:
+        return self.logits
 
 
 def unwrap(module: nn.Module, *, keep_compiled: bool = False) -> nn.Module:

@@ -5,7 +5,6 @@ Paper: arXiv 2103.15858; see :mod:`nnunet_ext.networks.catenorm` for what is cer
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pydoc import locate
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -20,7 +19,6 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from nnunet_ext.networks import CateNormUNet
-from nnunet_ext.networks.catenorm import Logits
 from nnunet_ext.settings import NEUTRAL, STRICT, read_method_settings
 from nnunet_ext.trainers.base import ExtensionTrainer, Losses, unwrap
 
@@ -177,23 +175,13 @@ class CateNormTrainer(ExtensionTrainer):
             first, second = self.network(
                 batch["data"].to(self.device, non_blocking=True), mode="both"
             )
-        with self._network_answering(first):
+        with self.network_answering(first):
             # nnU-Net edits targets in place where there is an ignore label
             untouched = {**batch, "target": copy.deepcopy(batch["target"])}
             self._first_pass_scores.append(super().validation_step(untouched))
-        with self._network_answering(second):
+        with self.network_answering(second):
             scores = super().validation_step(batch)
         return scores
-
-    @contextmanager
-    def _network_answering(self, logits: Logits) -> Iterator[None]:
-        """Let nnU-Net score logits that are already there."""
-        network = self.network
-        self.network = _Answer(logits)
-        try:
-            yield
-        finally:
-            self.network = network
 
     def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
         super().on_validation_epoch_end(val_outputs)
@@ -202,8 +190,7 @@ class CateNormTrainer(ExtensionTrainer):
             self.record("first_pass_dice", self._mean_dice(self._first_pass_scores))
             self.record("second_pass_dice", second_pass_dice)
             if self.current_epoch == self.plain_epochs:
-                # an average over both phases would favour the first epochs of this one
-                self.logger.get_value("ema_fg_dice", step=None)[-1] = second_pass_dice
+                self.restart_average()
 
     def _mean_dice(self, scores: list[dict[str, Any]]) -> float:
         """Mean foreground Dice over all voxels of these validation steps, as nnU-Net's."""
@@ -213,17 +200,6 @@ class CateNormTrainer(ExtensionTrainer):
         )
         with np.errstate(invalid="ignore"):  # a class that is nowhere counts as missing
             return float(np.nanmean(2 * tp / (2 * tp + fp + fn)))
-
-
-class _Answer(nn.Module):
-    """A network that answers whatever it is asked with the same logits."""
-
-    def __init__(self, logits: Logits) -> None:
-        super().__init__()
-        self.logits = logits
-
-    def forward(self, _data: Tensor) -> Logits:
-        return self.logits
 
 
 def _with_norm(

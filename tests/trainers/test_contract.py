@@ -6,6 +6,7 @@ TRAINERS = (
     Recipe("ExtensionTrainer"),
     Recipe("CateNormTrainer"),
     Recipe("CateNormTrainer", {"catenorm": {"plain_fraction": 0.0, "updates": "joint"}}),
+    Recipe("ConDSegTrainer", {"condseg": {"first_phase": 0.5}}),
     Recipe("TopKSigmaTrainer", {"topk_sigma": {"warm_up": 0.0, "top_fraction": 0.5}}),
     Recipe("CateNormTopKSigmaTrainer"),
 )
