@@ -3,6 +3,7 @@
 Paper: arXiv 2412.08345; see :mod:`nnunet_ext.networks.condseg` for what is certain.
 """
 
+from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -21,7 +22,7 @@ from nnunet_ext.losses.decoupling import AnyForeground, any_foreground
 from nnunet_ext.networks import ConDSegNet
 from nnunet_ext.networks.condseg import EncoderFirstUNet
 from nnunet_ext.settings import NEUTRAL, STRICT, read_method_settings
-from nnunet_ext.trainers.base import ExtensionTrainer, Losses, unwrap
+from nnunet_ext.trainers.base import ExtensionTrainer, Losses, Update, unwrap
 
 ENCODER_HEAD = "encoder_head"
 LR_FACTOR = "lr_factor"
@@ -189,11 +190,13 @@ class ConDSegTrainer(ExtensionTrainer):
         elif self.current_epoch == self.first_phase_epochs:
             self._best_ema = None
             self.optimizer.state.clear()  # momentum of the first phase
-            self.print_to_log_file("ConDSeg: from now on the whole network is trained.")
+            self.print_to_log_file("ConDSeg: the whole network is trained.")
         self._uncertain: list[Tensor] = []
         super().on_train_epoch_start()
 
-    def compute_losses(self, data: Tensor, target: Any, keys: list[str]) -> Any:
+    def compute_losses(
+        self, data: Tensor, target: Any, keys: list[str]
+    ) -> Losses | Iterator[Losses | Update]:
         """The losses of the present phase, which are those of stock nnU-Net for its decoder."""
         if self.in_first_phase:
             return self._losses_of_encoder(data, target)

@@ -1,0 +1,336 @@
+"""ConDSeg's recipe: two phases in one training, and what each of them learns from."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from torch import Tensor
+
+from nnunet_ext.errors import UserError
+from nnunet_ext.networks import ConDSegNet
+from nnunet_ext.networks.condseg import EncoderFirstUNet
+from nnunet_ext.trainers import condseg
+from tests import tiny
+
+MakeWorld = Callable[..., tiny.World]
+FIRST = {"plain_view", "strong_view", "consistency"}
+SECOND = {"segmentation", "foreground", "background", "complementary"}
+
+
+def settings(**condseg_settings: Any) -> dict[str, Any]:
+    return {"condseg": condseg_settings}
+
+
+ENCODER = settings(first_phase=0.5)
+"""Of two epochs the first trains the encoder."""
+WHOLE = settings(first_phase=0.0)
+
+
+def parts(trainer: Any, task: tiny.Task) -> dict[str, float]:
+    found: dict[str, float] = trainer.train_step(tiny.batch_for(trainer, task))["parts"]
+    return found
+
+
+def changed(trainer: Any, act: Callable[[], object]) -> set[str]:
+    """First part of the names of those weights that something changes."""
+    named = dict(trainer.network.named_parameters())
+    named |= {f"head.{name}": p for name, p in trainer.auxiliary.named_parameters()}
+    before = {name: parameter.detach().clone() for name, parameter in named.items()}
+    act()
+    return {name.split(".")[0] for name, p in named.items() if not torch.equal(p, before[name])}
+
+
+class TestPhases:
+    @pytest.mark.parametrize("decoder", ["condseg", "plan"])
+    def test_epochs_report_the_losses_of_their_phase(
+        self, make_world: MakeWorld, decoder: str
+    ) -> None:
+        chosen = {"num_epochs": 4, **settings(first_phase=0.5, decoder=decoder)}
+        trainer = make_world(dim=2).trainer("ConDSegTrainer", chosen)
+        trainer.run_training()
+        names = [row.keys() - {"epoch"} for row in trainer.history.rows]
+        second = {"segmentation"} if decoder == "plan" else SECOND | {"uncertain_share"}
+        assert names == [FIRST, FIRST, second, second]
+
+    def test_each_phase_moves_what_it_is_for(self, make_world: MakeWorld) -> None:
+        world = make_world(dim=2)
+        trainer = tiny.ready(world.trainer("ConDSegTrainer", ENCODER))
+        assert changed(trainer, lambda: parts(trainer, world.task)) == {"encoder", "head"}
+        trainer.current_epoch = 1
+        trainer.on_train_epoch_start()
+        assert changed(trainer, lambda: parts(trainer, world.task)) == {"encoder", "decoder"}
+
+    def test_momentum_of_the_first_phase_is_forgotten(self, make_world: MakeWorld) -> None:
+        world = make_world(dim=2)
+        trainer = tiny.ready(world.trainer("ConDSegTrainer", ENCODER))
+        parts(trainer, world.task)
+        assert trainer.optimizer.state
+        trainer.current_epoch = 1
+        trainer.on_train_epoch_start()
+        assert not trainer.optimizer.state
+
+    def test_the_best_checkpoint_is_never_from_the_first_phase(
+        self, make_world: MakeWorld
+    ) -> None:
+        chosen = {"num_epochs": 2, "save_every": 1, **ENCODER}
+        trainer = make_world(dim=2).trainer("ConDSegTrainer", chosen)
+        best = Path(trainer.output_folder, "checkpoint_best.pth")
+        seen = []
+        on_epoch_end = trainer.on_epoch_end
+        trainer.on_epoch_end = lambda: (on_epoch_end(), seen.append(best.exists()))
+        trainer.run_training()
+        assert seen == [False, True]
+        saved = torch.load(best, weights_only=False)
+        assert saved["current_epoch"] == 2
+        logged = trainer.logger.get_value("ema_fg_dice", step=None)
+        assert logged[1] == trainer.logger.get_value("mean_fg_dice", step=None)[1]
+
+    @pytest.mark.parametrize("decoder", ["condseg", "plan"])
+    def test_the_first_phase_validates_the_light_head(
+        self, make_world: MakeWorld, decoder: str
+    ) -> None:
+        world = make_world(dim=2)
+        chosen = settings(first_phase=0.5, decoder=decoder)
+        trainer = tiny.ready(world.trainer("ConDSegTrainer", chosen))
+        batch = tiny.batch_for(trainer, world.task)
+        trainer.on_validation_epoch_start()
+        asked = []
+        trainer.network.register_forward_hook(lambda _, __, ___: asked.append("network"))
+        trainer.network.decoder.register_forward_hook(lambda *_: asked.append("decoder"))
+        scores = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                for parameter in trainer.auxiliary.parameters():
+                    parameter.mul_(sign)
+                scores.append(trainer.validation_step(copy.deepcopy(batch)))
+        assert asked == ["network", "network"]
+        assert not tiny.same(*scores)
+
+
+class TestLearningRates:
+    def test_the_encoder_keeps_a_tenth_throughout_the_second_phase(
+        self, make_world: MakeWorld
+    ) -> None:
+        chosen = {"num_epochs": 20, "condseg": {"first_phase": 0.5}}
+        trainer = make_world(dim=2).trainer("ConDSegTrainer", chosen)
+        trainer.initialize()
+        others, head, encoder = trainer.optimizer.param_groups
+        assert len(encoder["params"]) == len(list(trainer.network.encoder.parameters()))
+        for epoch in range(20):
+            trainer.lr_scheduler.step(epoch)
+            left = 1 - epoch % 10 / 10
+            assert others["lr"] == head["lr"] == pytest.approx(0.01 * left**0.9)
+            factor = 0.1 if epoch >= 10 else 1.0
+            assert encoder["lr"] == pytest.approx(factor * others["lr"])
+            assert trainer.lr_scheduler.get_last_lr()[2] == encoder["lr"]
+
+    @pytest.mark.parametrize("chosen", [WHOLE, settings(consistency="off")])
+    def test_without_a_first_phase_all_learn_alike(
+        self, make_world: MakeWorld, chosen: dict[str, Any]
+    ) -> None:
+        trainer = make_world(dim=2).trainer("ConDSegTrainer", chosen)
+        trainer.initialize()
+        trainer.lr_scheduler.step(1)
+        assert len({group["lr"] for group in trainer.optimizer.param_groups}) == 1
+
+    @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+    def test_every_parameter_is_optimised_once(
+        self, make_world: MakeWorld, optimizer: str
+    ) -> None:
+        chosen = {"optimizer": optimizer, **settings(decoder="plan")}
+        trainer = make_world(dim=2).trainer("ConDSegTrainer", chosen)
+        trainer.initialize()
+        optimised = [id(p) for group in trainer.optimizer.param_groups for p in group["params"]]
+        expected = [*trainer.network.parameters(), *trainer.auxiliary.parameters()]
+        assert sorted(optimised) == sorted(map(id, expected))
+
+
+class TestSwitches:
+    @pytest.mark.parametrize(
+        ("consistency", "names"), [("on", FIRST), ("views", FIRST - {"consistency"}), ("off", SECOND)]
+    )
+    def test_consistency(self, make_world: MakeWorld, consistency: str, names: set[str]) -> None:
+        world = make_world(dim=2)
+        chosen = settings(first_phase=0.5, consistency=consistency)
+        trainer = tiny.ready(world.trainer("ConDSegTrainer", chosen))
+        assert parts(trainer, world.task).keys() == names
+        assert ("encoder_head" in trainer.auxiliary) == (consistency != "off")
+
+    def test_without_both_halves_it_is_stock_nnunet(self, make_world: MakeWorld) -> None:
+        world = make_world(dim=2)
+        chosen = settings(consistency="off", decoder="plan")
+        results = []
+        for name, mine in (("ConDSegTrainer", chosen), ("ExtensionTrainer", {})):
+            trainer = tiny.ready(world.trainer(name, mine))
+            found = parts(trainer, world.task)
+            results.append((found, trainer.network.state_dict()))
+        assert results[0][0].keys() == results[1][0].keys()
+        assert results[0][0]["segmentation"] == pytest.approx(results[1][0]["segmentation"])
+        for name, weights in results[1][1].items():
+            torch.testing.assert_close(results[0][1][name], weights)
+
+    @pytest.mark.parametrize(
+        ("decoder", "kind"), [("condseg", ConDSegNet), ("plan", EncoderFirstUNet)]
+    )
+    def test_prediction_rebuilds_the_network_from_the_plans(
+        self, make_world: MakeWorld, decoder: str, kind: type
+    ) -> None:
+        chosen = settings(first_phase=0.5, decoder=decoder, width=6, heads=2)
+        trainer = make_world(dim=2).trainer("ConDSegTrainer", chosen)
+        trainer.run_training()
+        predictor = nnUNetPredictor(device=tiny.CPU, allow_tqdm=False)
+        predictor.initialize_from_trained_model_folder(trainer.output_folder_base, (0,))
+        assert type(predictor.network) is kind
+        assert tiny.same(predictor.network.state_dict(), trainer.network.state_dict())
+
+
+class TestLosses:
+    def test_views_share_the_place_of_every_voxel(
+        self, make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Without change of appearance both views are segmented alike."""
+        monkeypatch.setattr(condseg, "strong_view", lambda images, **_: images)
+        world = make_world(dim=2)
+        trainer = tiny.ready(world.trainer("ConDSegTrainer", ENCODER))
+        found = parts(trainer, world.task)
+        assert found["plain_view"] == pytest.approx(found["strong_view"], rel=1e-5)
+
+    @pytest.mark.parametrize("chosen", [ENCODER, WHOLE], ids=["encoder", "whole"])
+    @pytest.mark.parametrize("dim", [2, 3])
+    def test_what_lies_under_the_ignore_mask_changes_nothing(
+        self, make_world: MakeWorld, chosen: dict[str, Any], dim: int
+    ) -> None:
+        world = make_world(dim=dim, regions=True, ignore=True)
+        trainer = tiny.ready(world.trainer("ConDSegTrainer", chosen))
+        batch = tiny.batch_for(trainer, world.task)
+        other = batch["target"].clone()
+        regions, ignored = other[:, :-1], other[:, -1:].bool()
+        regions[:] = torch.where(ignored, 1 - regions, regions)
+        assert not torch.equal(other, batch["target"])
+        results = []
+        for target in (batch["target"], other):
+            torch.manual_seed(5)
+            losses = trainer.compute_losses(batch["data"], target, batch["keys"])
+            results.append({name: loss.detach() for name, loss in losses.items()})
+        assert tiny.same(*results)
+
+    @pytest.mark.parametrize("chosen", [ENCODER, WHOLE], ids=["encoder", "whole"])
+    @pytest.mark.parametrize("label", [0, tiny.IGNORE], ids=["background", "ignored"])
+    def test_patches_without_foreground_or_without_labels(
+        self, make_world: MakeWorld, chosen: dict[str, Any], label: int
+    ) -> None:
+        world = make_world(dim=2, ignore=True)
+        trainer = tiny.ready(world.trainer("ConDSegTrainer", chosen))
+        batch = tiny.batch_for(trainer, world.task)
+        batch["target"].fill_(label)
+        trainer.train_step(batch)  # which refuses losses that are not finite
+        assert all(p.isfinite().all() for p in trainer.network.parameters())
+
+    @pytest.mark.parametrize("chosen", [ENCODER, WHOLE], ids=["encoder", "whole"])
+    def test_twenty_steps_on_one_batch_reduce_the_loss(
+        self, make_world: MakeWorld, chosen: dict[str, Any]
+    ) -> None:
+        world = make_world(dim=2)
+        trainer = tiny.ready(world.trainer("ConDSegTrainer", chosen))
+        batch = tiny.batch_for(trainer, world.task)
+        batch["target"] = (batch["data"] > 0).long()
+        losses = [float(trainer.train_step(batch)["loss"]) for _ in range(20)]
+        assert sum(losses[-3:]) < sum(losses[:3])
+
+    def test_the_weights_of_both_maps_add_up_to_two(self, make_world: MakeWorld) -> None:
+        world = make_world(dim=2)
+        trainer = tiny.ready(world.trainer("ConDSegTrainer", WHOLE))
+        batch = tiny.batch_for(trainer, world.task)
+        losses = trainer.compute_losses(batch["data"], batch["target"], batch["keys"])
+        answer = trainer.network(batch["data"], answer="decoupled")
+        found = trainer._decoupling(answer.maps, trainer._any_foreground(batch["target"]))
+        ratio = found.foreground_weight / found.background_weight
+        weights = [losses[name] / getattr(found, name) for name in ("foreground", "background")]
+        torch.testing.assert_close(weights[0] + weights[1], torch.tensor(2.0))
+        torch.testing.assert_close(weights[0] / weights[1], ratio)
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    @pytest.mark.parametrize("chosen", [ENCODER, WHOLE], ids=["encoder", "whole"])
+    def test_mixed_precision(
+        self, make_world: MakeWorld, dtype: torch.dtype, chosen: dict[str, Any]
+    ) -> None:
+        world = make_world(dim=2, channels=2)
+        trainer = tiny.ready(world.trainer("ConDSegTrainer", chosen))
+        trainer.autocast = lambda: torch.autocast("cpu", dtype=dtype)
+        trainer.train_step(tiny.batch_for(trainer, world.task))
+        assert all(p.isfinite().all() for p in trainer.network.parameters())
+
+
+class TestStrongView:
+    def seen(self, trainer: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+
+        def look(images: Tensor, **options: Any) -> Tensor:
+            found.update(options, channels=images.shape[1])
+            return images + 1
+
+        monkeypatch.setattr(condseg, "strong_view", look)
+        return found
+
+    def test_the_labels_of_a_cascade_stay_as_they_are(
+        self, make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        world = make_world(cascade=True)
+        trainer = tiny.ready(world.trainer("ConDSegTrainer", ENCODER))
+        found = self.seen(trainer, monkeypatch)
+        data = world.task.images()
+        moved = (trainer._strong_view(data) != data).flatten(2).any(2).any(0)
+        assert moved.tolist() == [True, False, False]
+        assert found["channels"] == 1
+
+    @pytest.mark.parametrize(("patch", "axes"), [([4, 16, 16], (1, 2)), ([8, 16, 16], None)])
+    def test_thick_slices_are_blurred_in_their_plane(
+        self,
+        make_world: MakeWorld,
+        monkeypatch: pytest.MonkeyPatch,
+        patch: list[int],
+        axes: tuple[int, ...] | None,
+    ) -> None:
+        world = make_world()
+        trainer = tiny.ready(world.trainer("ConDSegTrainer", ENCODER))
+        found = self.seen(trainer, monkeypatch)
+        trainer.configuration_manager.configuration["patch_size"] = patch
+        trainer._strong_view(world.task.images())
+        assert found["axes"] == axes
+
+    @pytest.mark.parametrize(
+        ("names", "colour"),
+        [(["R", "G", "B"], True), (["red", "green", "blue"], True), (["T1", "T2", "FLAIR"], False)],
+    )
+    def test_colours_are_known_by_name(
+        self,
+        make_world: MakeWorld,
+        monkeypatch: pytest.MonkeyPatch,
+        names: list[str],
+        colour: bool,
+    ) -> None:
+        trainer = tiny.ready(make_world(dim=2, channels=3).trainer("ConDSegTrainer", ENCODER))
+        found = self.seen(trainer, monkeypatch)
+        trainer.dataset_json["channel_names"] = dict(enumerate(names))
+        trainer._strong_view(torch.randn(1, 3, 16, 16))
+        assert found["colour"] is colour
+
+
+class TestBadInput:
+    def test_heads_must_divide_the_width(self, make_world: MakeWorld) -> None:
+        trainer = make_world(dim=2).trainer("ConDSegTrainer", settings(width=10, heads=4))
+        with pytest.raises(UserError, match="multiple of condseg.heads, got 10 and 4"):
+            trainer.initialize()
+
+    @pytest.mark.parametrize(
+        "chosen", [{"first_phase": 1.0}, {"heads": 0}, {"max_area_weight": 0.5}, {"decoder": "u"}]
+    )
+    def test_settings_out_of_range_are_refused(
+        self, make_world: MakeWorld, chosen: dict[str, Any]
+    ) -> None:
+        with pytest.raises(UserError, match=next(iter(chosen))):
+            make_world(dim=2).trainer("ConDSegTrainer", settings(**chosen))
