@@ -15,6 +15,7 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
 )
 
 from nnunet_ext import planners
+from nnunet_ext.errors import UserError
 
 DATASET = "Dataset779_Large"
 SHAPE = [120, 300, 300]
@@ -64,15 +65,17 @@ def voxels(configuration: dict[str, Any]) -> int:
     [
         (planners.CateNormPlanner, ExperimentPlanner),
         (planners.CateNormResEncPlanner, nnUNetPlannerResEncM),
+        (planners.ConDSegPlanner, ExperimentPlanner),
+        (planners.ConDSegResEncPlanner, nnUNetPlannerResEncM),
     ],
 )
-def test_catenorm_plans_are_smaller_than_stock_but_of_stock_networks(
+def test_plans_for_a_method_are_smaller_than_stock_but_of_stock_networks(
     ours: type[ExperimentPlanner], stock: type[ExperimentPlanner]
 ) -> None:
-    catenorm, plain = plan(ours), plan(stock)
+    method, plain = plan(ours), plan(stock)
     for name in ("2d", "3d_fullres"):
-        assert 0.4 * voxels(plain[name]) < voxels(catenorm[name]) < voxels(plain[name])
-        networks = {each[name]["architecture"]["network_class_name"] for each in (catenorm, plain)}
+        assert 0.4 * voxels(plain[name]) < voxels(method[name]) < voxels(plain[name])
+        networks = {each[name]["architecture"]["network_class_name"] for each in (method, plain)}
         assert len(networks) == 1
 
 
@@ -111,3 +114,17 @@ def test_a_larger_memory_target_gives_larger_patches_or_batches() -> None:
     small = plan(planners.CompactPlanner)
     large = plan(planners.CompactPlanner, gpu_memory_target_in_gb=0.4)
     assert voxels(large["3d_fullres"]) > voxels(small["3d_fullres"])
+
+
+@pytest.mark.usefixtures("large")
+def test_condseg_plans_are_those_of_its_own_name() -> None:
+    planner = planners.ConDSegPlanner(DATASET)
+    assert planner.plans_identifier == "ConDSegPlans"
+
+
+def test_images_too_small_for_condseg_are_refused_by_name(large: Path) -> None:
+    fingerprint = json.loads((large / "dataset_fingerprint.json").read_text())
+    fingerprint["shapes_after_crop"] = [[12, 12, 12]] * CASES
+    (large / "dataset_fingerprint.json").write_text(json.dumps(fingerprint))
+    with pytest.raises(UserError, match="at least 4 stages, but the planned network has 2"):
+        plan(planners.ConDSegPlanner)
