@@ -165,8 +165,7 @@ def _coarsen(x: Tensor, axes: Sequence[int]) -> Tensor:
         if chance < RARELY:
             zoom = MIN_ZOOM + (1 - MIN_ZOOM) * place
             size = [
-                max(1, round(n * zoom)) if axis in axes else n
-                for axis, n in enumerate(x.shape[2:])
+                max(1, round(n * zoom)) if axis in axes else n for axis, n in enumerate(x.shape[2:])
             ]
             coarse = F.interpolate(images[number], size, mode="nearest-exact")
             images[number] = F.interpolate(coarse, x.shape[2:], mode=mode)

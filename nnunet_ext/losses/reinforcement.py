@@ -28,9 +28,7 @@ class ConsistencyReinforcementLoss(nn.Module):
         reduction: ``"mean"`` of both directions as in the paper, or ``"sum"`` as in its code.
     """
 
-    def __init__(
-        self, regions: bool = False, reduction: Literal["mean", "sum"] = "mean"
-    ) -> None:
+    def __init__(self, regions: bool = False, reduction: Literal["mean", "sum"] = "mean") -> None:
         super().__init__()
         if reduction not in ("mean", "sum"):
             raise ValueError(f'reduction must be "mean" or "sum", got {reduction!r}.')

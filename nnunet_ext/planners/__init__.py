@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nnunet_ext.planners.catenorm import CateNormPlanner as CateNormPlanner
     from nnunet_ext.planners.catenorm import CateNormResEncPlanner as CateNormResEncPlanner
+    from nnunet_ext.planners.compact import CompactPlanner as CompactPlanner
     from nnunet_ext.planners.condseg import ConDSegPlanner as ConDSegPlanner
     from nnunet_ext.planners.condseg import ConDSegResEncPlanner as ConDSegResEncPlanner
-    from nnunet_ext.planners.compact import CompactPlanner as CompactPlanner
 
 MODULES = {
     "CateNormPlanner": "catenorm",

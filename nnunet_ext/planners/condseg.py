@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import ClassVar
 
-import torch
 from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_encoder_unet_planners import (  # noqa: E501
     nnUNetPlannerResEncM,
 )
@@ -28,8 +27,7 @@ class ConDSegPlanner(ExtensionPlanner):
     def trained_network(
         unet: nn.Module, output_channels: int, patch_size: Sequence[int]
     ) -> nn.Module:
-        with torch.device("meta"):  # weights that are only counted need not be drawn
-            return ConDSegNet(unet, output_channels, patch_size)
+        return ConDSegNet(unet, output_channels, patch_size)
 
 
 class ConDSegResEncPlanner(ConDSegPlanner, nnUNetPlannerResEncM):

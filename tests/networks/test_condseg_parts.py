@@ -225,7 +225,8 @@ class TestBudget:
 
     def test_in_2d_no_axis_is_given_up(self) -> None:
         plans = [
-            plan_attention((10, 10), 4, n, coarsest=0, kernel=(3, 3)) for n in (32_400, 8_100, 8_099)
+            plan_attention((10, 10), 4, n, coarsest=0, kernel=(3, 3))
+            for n in (32_400, 8_100, 8_099)
         ]
         assert plans == [FULL, AttentionPlan((3, 3), (2, 2)), None]
 

@@ -1,14 +1,18 @@
 """ConDSeg's recipe: two phases in one training, and what each of them learns from."""
 
 import copy
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_ext.errors import UserError
 from nnunet_ext.networks import ConDSegNet
@@ -64,6 +68,23 @@ class TestPhases:
         trainer.on_train_epoch_start()
         assert changed(trainer, lambda: parts(trainer, world.task)) == {"encoder", "decoder"}
 
+    def test_defaults_train_in_two_phases(self, make_world: MakeWorld) -> None:
+        """Defect 4 of the authors' code: run as it is, it skips the first phase."""
+        trainer = make_world(dim=2).trainer("ConDSegTrainer", {"num_epochs": 10})
+        assert trainer.first_phase_epochs == 2
+        assert trainer.condseg.encoder_lr_factor == 0.1
+
+    def test_statistics_of_the_first_phase_are_kept(self, make_world: MakeWorld) -> None:
+        """Defect 3 of the authors' code: it loses those of batch normalisation."""
+        world = make_world(dim=2, norm="batch")
+        trainer = tiny.ready(world.trainer("ConDSegTrainer", ENCODER))
+        parts(trainer, world.task)
+        buffers = [b.clone() for b in trainer.network.encoder.buffers()]
+        trainer.current_epoch = 1
+        trainer.on_train_epoch_start()
+        assert tiny.same(buffers, list(trainer.network.encoder.buffers()))
+        assert any(b.is_floating_point() and (b != 0).all() for b in buffers)
+
     def test_momentum_of_the_first_phase_is_forgotten(self, make_world: MakeWorld) -> None:
         world = make_world(dim=2)
         trainer = tiny.ready(world.trainer("ConDSegTrainer", ENCODER))
@@ -73,9 +94,7 @@ class TestPhases:
         trainer.on_train_epoch_start()
         assert not trainer.optimizer.state
 
-    def test_the_best_checkpoint_is_never_from_the_first_phase(
-        self, make_world: MakeWorld
-    ) -> None:
+    def test_the_best_checkpoint_is_never_from_the_first_phase(self, make_world: MakeWorld) -> None:
         chosen = {"num_epochs": 2, "save_every": 1, **ENCODER}
         trainer = make_world(dim=2).trainer("ConDSegTrainer", chosen)
         best = Path(trainer.output_folder, "checkpoint_best.pth")
@@ -138,9 +157,7 @@ class TestLearningRates:
         assert len({group["lr"] for group in trainer.optimizer.param_groups}) == 1
 
     @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-    def test_every_parameter_is_optimised_once(
-        self, make_world: MakeWorld, optimizer: str
-    ) -> None:
+    def test_every_parameter_is_optimised_once(self, make_world: MakeWorld, optimizer: str) -> None:
         chosen = {"optimizer": optimizer, **settings(decoder="plan")}
         trainer = make_world(dim=2).trainer("ConDSegTrainer", chosen)
         trainer.initialize()
@@ -151,7 +168,8 @@ class TestLearningRates:
 
 class TestSwitches:
     @pytest.mark.parametrize(
-        ("consistency", "names"), [("on", FIRST), ("views", FIRST - {"consistency"}), ("off", SECOND)]
+        ("consistency", "names"),
+        [("on", FIRST), ("views", FIRST - {"consistency"}), ("off", SECOND)],
     )
     def test_consistency(self, make_world: MakeWorld, consistency: str, names: set[str]) -> None:
         world = make_world(dim=2)
@@ -323,7 +341,7 @@ class TestStrongView:
 class TestBadInput:
     def test_heads_must_divide_the_width(self, make_world: MakeWorld) -> None:
         trainer = make_world(dim=2).trainer("ConDSegTrainer", settings(width=10, heads=4))
-        with pytest.raises(UserError, match="multiple of condseg.heads, got 10 and 4"):
+        with pytest.raises(UserError, match=r"multiple of condseg\.heads, got 10 and 4"):
             trainer.initialize()
 
     @pytest.mark.parametrize(
@@ -334,3 +352,36 @@ class TestBadInput:
     ) -> None:
         with pytest.raises(UserError, match=next(iter(chosen))):
             make_world(dim=2).trainer("ConDSegTrainer", settings(**chosen))
+
+
+def _both_phases(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    bare = ConDSegNet(tiny.Task(dim=2).unet(), 3, (16, 16))
+    head = DistributedDataParallel(bare.encoder_head(3))
+    network = DistributedDataParallel(bare, find_unused_parameters=True)
+    torch.manual_seed(rank)  # from here on, ranks see different batches
+    gradients = []
+    for phase in ("first", "second", "second"):
+        data = torch.randn(2, 1, 16, 16)
+        if phase == "first":
+            loss = head(network(data, answer="features"), (16, 16)).square().mean()
+        else:
+            answer = network(data, answer="decoupled")
+            loss = answer.logits.square().mean() + answer.maps.square().mean()
+        network.zero_grad(set_to_none=True)
+        loss.backward()
+        gradients.append([p.grad for p in bare.parameters() if p.grad is not None])
+    Path(folder, f"rank{rank}.pickle").write_bytes(pickle.dumps(gradients))
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")
+def test_ranks_agree_in_both_phases(tmp_path: Path) -> None:
+    mp.spawn(_both_phases, args=(str(tmp_path),), nprocs=2)
+    first, second = (
+        pickle.loads((tmp_path / f"rank{rank}.pickle").read_bytes()) for rank in (0, 1)
+    )
+    assert tiny.same(first, second)
+    assert len(first[0]) > 0
+    assert len(first[1]) > len(first[0])
