@@ -39,8 +39,6 @@ HEAD_WIDTH = 64
 """Channels per level of the authors' light head."""
 MAX_SKIP_WIDTH = 32
 """Channels that the full-resolution features are reduced to, where they have more."""
-MAP_STAGE = 1
-"""Stage whose size the decoupled maps have; the authors' have full resolution."""
 MAP_WIDTHS = (0.5, 1, 2)
 """Channels on the way to the maps at stages 1, 2 and all deeper ones, over ``width``."""
 
@@ -251,6 +249,8 @@ class ConDSegDecoder(nn.Module):
     Every stage but the first is a level: it is seen at several ranges
     (:class:`DilatedBlock`), then, from deep to shallow, joined with the level below under
     the guidance of the decoupled deepest features (:class:`ContrastDrivenFeatureAggregation`).
+    These rise in one :class:`Ascent` that serves all levels on its way; the authors have one for
+    each level, which costs more than it reads like.
     :class:`SizeAwareDecoder` and two convolutions at full resolution turn the levels into logits.
     Five stages are the authors' layout; deeper plans lose nothing, because levels accumulate.
 
@@ -291,11 +291,7 @@ class ConDSegDecoder(nn.Module):
             channels[deepest], width, style, kernels[deepest]
         )
         self.foreground_guides, self.background_guides = (
-            nn.ModuleList(
-                Ascent([width] * (deepest - level + 2), kernels[level:][::-1], style)
-                for level in levels
-            )
-            for _ in range(2)
+            Ascent([width] * (deepest + 1), kernels[:0:-1], style) for _ in range(2)
         )
         self.aggregation = nn.ModuleList(
             ContrastDrivenFeatureAggregation(
@@ -320,14 +316,12 @@ class ConDSegDecoder(nn.Module):
             style.conv(last_width, num_classes, 1, bias=True),
         )
 
-        way_up = range(deepest, MAP_STAGE - 1, -1)
         widths = [
-            max(1, int(width * MAP_WIDTHS[min(stage, len(MAP_WIDTHS)) - MAP_STAGE]))
-            for stage in way_up
+            max(1, int(width * MAP_WIDTHS[min(level, len(MAP_WIDTHS)) - 1]))
+            for level in reversed(levels)
         ]
         self.map_ascents = nn.ModuleList(
-            Ascent([width, *widths], [kernels[stage] for stage in way_up], style)
-            for _ in Decoupled._fields
+            Ascent([width, *widths], kernels[:0:-1], style) for _ in Decoupled._fields
         )
         self.map_logits = nn.ModuleList(
             style.conv(widths[-1], 1, 1, bias=True) for _ in Decoupled._fields
@@ -341,25 +335,25 @@ class ConDSegDecoder(nn.Module):
             decoupled: Give :class:`DecoupledLogits` instead of logits (B, K, *S).
         """
         sizes = [x.shape[2:] for x in features]
+        way_up = sizes[:0:-1]
         guides = self.decoupling(features[-1], uncertain=decoupled)
+        foreground = self.foreground_guides(guides.foreground, way_up)
+        background = self.background_guides(guides.background, way_up)
         aggregated: list[Tensor] = []  # finest first
-        for level in range(len(features) - 1, 0, -1):
+        for depth, level in enumerate(range(len(features) - 1, 0, -1)):
             x = self.dilated[level - 1](features[level])
             if aggregated:
                 x = torch.cat([x, resize(aggregated[0], sizes[level])], dim=1)
-            way_up = sizes[level:][::-1]
-            foreground = self.foreground_guides[level - 1](guides.foreground, way_up)
-            background = self.background_guides[level - 1](guides.background, way_up)
-            aggregated.insert(0, self.aggregation[level - 1](x, foreground, background))
+            x = self.aggregation[level - 1](x, foreground[depth], background[depth])
+            aggregated.insert(0, x)
         x = resize(self.size_aware(aggregated), sizes[0])
         if self.skip is not None:
             x = torch.cat([x, self.skip(features[0])], dim=1)
         logits = self.output(x)
         if not decoupled:
             return logits
-        way_up = sizes[MAP_STAGE:][::-1]
         maps = [
-            to_logits(ascent(guide, way_up))
+            to_logits(ascent(guide, way_up)[-1])
             for guide, ascent, to_logits in zip(
                 guides, self.map_ascents, self.map_logits, strict=True
             )

@@ -124,8 +124,9 @@ class ChannelAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return weighted features of the shape of ``x`` (B, C, *S)."""
         axes = tuple(range(2, x.ndim))
-        mean, maximum = x.mean(axes, keepdim=True), x.amax(axes, keepdim=True)
-        return x * torch.sigmoid(self.mlp(mean) + self.mlp(maximum))
+        pooled = torch.cat([x.mean(axes, keepdim=True), x.amax(axes, keepdim=True)])
+        of_mean, of_maximum = self.mlp(pooled).chunk(2)  # both at once, because it is tiny
+        return x * torch.sigmoid(of_mean + of_maximum)
 
 
 class SpatialAttention(nn.Module):
@@ -262,11 +263,13 @@ class Ascent(nn.Module):
             for inputs, outputs, kernel in zip(channels[:-1], channels[1:], kernels, strict=True)
         )
 
-    def forward(self, x: Tensor, sizes: Sequence[Sequence[int]]) -> Tensor:
-        """Turn features (B, C, *S) into those at the last of ``sizes``, one for each block."""
+    def forward(self, x: Tensor, sizes: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Turn features (B, C, *S) into those at each of ``sizes``, one for each block."""
+        risen = []
         for block, size in zip(self.blocks, sizes, strict=True):
             x = block(resize(x, size))
-        return x
+            risen.append(x)
+        return risen
 
 
 class DecoderBlock(nn.Module):

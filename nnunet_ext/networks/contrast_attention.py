@@ -33,7 +33,7 @@ class AttentionPlan(NamedTuple):
     window: tuple[int, ...]
     stride: tuple[int, ...]
 
-    def count(self, size: Sequence[int], heads: int) -> int:
+    def values(self, size: Sequence[int], heads: int) -> int:
         """Attention values per guide and image at this feature size.
 
         A window of K positions holds K * K values per head and position: 81 in 2D, 729 in 3D.
@@ -69,7 +69,7 @@ def plan_attention(
     strided = tuple(COARSE_STRIDE if k > 1 else 1 for k in flat)
     candidates = (AttentionPlan(window, ones), AttentionPlan(flat, ones))
     for plan in (*candidates, AttentionPlan(flat, strided)):
-        if plan.count(size, heads) <= budget:
+        if plan.values(size, heads) <= budget:
             return plan
     return None
 

@@ -99,6 +99,8 @@ class ConDSegTrainer(ExtensionTrainer):
     method_settings: ClassVar[dict[str, type]] = {"condseg": ConDSegSettings}
     leaves_parameters_unused: ClassVar[bool] = True
 
+    _best_ema: float | None
+
     @classmethod
     def build_network_architecture(
         cls,
@@ -144,6 +146,12 @@ class ConDSegTrainer(ExtensionTrainer):
         return settings
 
     @property
+    def _unet(self) -> EncoderFirstUNet:
+        network = unwrap(self.network)
+        assert isinstance(network, EncoderFirstUNet)
+        return network
+
+    @property
     def first_phase_epochs(self) -> int:
         """Epochs that train the encoder alone."""
         share = 0.0 if self.condseg.consistency == "off" else self.condseg.first_phase
@@ -158,19 +166,18 @@ class ConDSegTrainer(ExtensionTrainer):
         """The light head; it is saved for good, so that the number of epochs may be changed."""
         if self.condseg.consistency == "off":
             return {}
-        network = unwrap(self.network)
-        assert isinstance(network, EncoderFirstUNet)
-        return {ENCODER_HEAD: network.encoder_head(self.label_manager.num_segmentation_heads)}
+        head = self._unet.encoder_head(self.label_manager.num_segmentation_heads)
+        return {ENCODER_HEAD: head}
 
     def configure_optimizers(self, *stage: str) -> tuple[Optimizer, PolyLRScheduler]:
         """One optimiser for both phases, the encoder in a parameter group of its own."""
         optimizer, _ = super().configure_optimizers(*stage)
-        encoder = unwrap(self.network).encoder
-        in_encoder = {id(parameter) for parameter in encoder.parameters()}
+        encoder = list(self._unet.encoder.parameters())
+        in_encoder = {id(parameter) for parameter in encoder}
         others = optimizer.param_groups[0]
         others["params"] = [p for p in others["params"] if id(p) not in in_encoder]
         factor = self.condseg.encoder_lr_factor if self.first_phase_epochs else 1.0
-        optimizer.add_param_group({"params": list(encoder.parameters()), LR_FACTOR: factor})
+        optimizer.add_param_group({"params": encoder, LR_FACTOR: factor})
         scheduler = TwoPhasePolyLR(
             optimizer, self.initial_lr, self.num_epochs, self.first_phase_epochs
         )

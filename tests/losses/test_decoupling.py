@@ -1,5 +1,7 @@
 """The decoupling losses: the numbers of the specification, and defects that are not repeated."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -149,7 +151,9 @@ class TestAnyForeground:
         assert torch.equal(target, before)
 
     @pytest.mark.parametrize("turn", [lambda t: t.flip(-1), lambda t: t.rot90(1, (-2, -1))])
-    def test_background_is_the_rest_of_the_augmented_foreground(self, turn) -> None:
+    def test_background_is_the_rest_of_the_augmented_foreground(
+        self, turn: Callable[[Tensor], Tensor]
+    ) -> None:
         """Defect 5 of the authors' code: its background stays where it was.
 
         Logits that are perfect for the augmented target must cost nothing for either map.

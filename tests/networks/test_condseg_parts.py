@@ -28,7 +28,9 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-def load_reference(module: nn.Module, arrays: Mapping[str, np.ndarray], names: dict[str, str]):
+def load_reference(
+    module: nn.Module, arrays: Mapping[str, np.ndarray], names: dict[str, str]
+) -> nn.Module:
     """Give a module the authors' weights, renamed by regular expressions."""
     expected = module.state_dict()
     weights = {}
@@ -96,7 +98,7 @@ class TestReference:
 
 def uniform_attention(size: tuple[int, ...], plan: AttentionPlan, heads: int = 1) -> Tensor:
     count = int(np.prod(plan.window))
-    positions = plan.count(size, heads) // (heads * count**2)
+    positions = plan.values(size, heads) // (heads * count**2)
     return torch.full((1, positions, heads, count, count), 1 / count)
 
 
@@ -121,7 +123,7 @@ class TestAggregation:
     def test_equals_fold_and_unfold_in_2d(self, stride: int) -> None:
         plan = AttentionPlan((3, 3), (stride, stride))
         value = torch.randn(2, 7, 10, 8, requires_grad=True)
-        positions = plan.count((7, 10), 1) // 81
+        positions = plan.values((7, 10), 1) // 81
         attention = torch.randn(2, positions, 4, 9, 9).softmax(-1).requires_grad_()
         ours, theirs = (f(value, attention, plan) for f in (aggregate, fold_and_unfold))
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
@@ -206,7 +208,7 @@ class TestBudget:
     )
     def test_counts_of_the_specification(self, size: tuple[int, ...], values: int) -> None:
         plan = AttentionPlan((3,) * len(size), (1,) * len(size))
-        assert plan.count(size, heads=4) == values
+        assert plan.values(size, heads=4) == values
 
     @pytest.mark.parametrize(
         ("budget", "expected"),

@@ -100,7 +100,12 @@ class TestPhases:
         best = Path(trainer.output_folder, "checkpoint_best.pth")
         seen = []
         on_epoch_end = trainer.on_epoch_end
-        trainer.on_epoch_end = lambda: (on_epoch_end(), seen.append(best.exists()))
+
+        def look() -> None:
+            on_epoch_end()
+            seen.append(best.exists())
+
+        trainer.on_epoch_end = look
         trainer.run_training()
         assert seen == [False, True]
         saved = torch.load(best, weights_only=False)
@@ -181,7 +186,7 @@ class TestSwitches:
     def test_without_both_halves_it_is_stock_nnunet(self, make_world: MakeWorld) -> None:
         world = make_world(dim=2)
         chosen = settings(consistency="off", decoder="plan")
-        results = []
+        results: list[Any] = []
         for name, mine in (("ConDSegTrainer", chosen), ("ExtensionTrainer", {})):
             trainer = tiny.ready(world.trainer(name, mine))
             found = parts(trainer, world.task)
@@ -195,7 +200,7 @@ class TestSwitches:
         ("decoder", "kind"), [("condseg", ConDSegNet), ("plan", EncoderFirstUNet)]
     )
     def test_prediction_rebuilds_the_network_from_the_plans(
-        self, make_world: MakeWorld, decoder: str, kind: type
+        self, make_world: MakeWorld, decoder: str, kind: type[torch.nn.Module]
     ) -> None:
         chosen = settings(first_phase=0.5, decoder=decoder, width=6, heads=2)
         trainer = make_world(dim=2).trainer("ConDSegTrainer", chosen)
