@@ -7,6 +7,7 @@ ResNet-50 without full-resolution features; what changes for others is our judge
 
 import copy
 from collections.abc import Sequence
+from functools import reduce
 from math import ceil, prod
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -88,7 +89,7 @@ class EncoderHead(nn.Module):
     def forward(self, features: Sequence[Tensor], size: Sequence[int]) -> Tensor:
         """Turn the features of all stages into logits (B, K, *size)."""
         levels = zip(self.levels, features[1:], strict=True)
-        return torch.stack([resize(level(x), size) for level, x in levels]).sum(0)
+        return reduce(torch.add, (resize(level(x), size) for level, x in levels))
 
 
 class EncoderFirstUNet(nn.Module):
@@ -227,7 +228,7 @@ class ConDSegNet(EncoderFirstUNet):
         return self.decoder["seg_layers"](features, decoupled=answer == "decoupled")
 
     def _decoder_map_size(self, input_size: Sequence[int]) -> int:
-        # without storage: every output of a convolution or attention counts, none is computed
+        # without storage: outputs of convolutions and attention are counted, not computed
         decoder = copy.deepcopy(self.decoder["seg_layers"]).to("meta")
         sizes: list[int] = []
         for module in decoder.modules():
@@ -249,9 +250,9 @@ class ConDSegDecoder(nn.Module):
     Every stage but the first is a level: it is seen at several ranges
     (:class:`DilatedBlock`), then, from deep to shallow, joined with the level below under
     the guidance of the decoupled deepest features (:class:`ContrastDrivenFeatureAggregation`).
-    These rise in one :class:`Ascent` that serves all levels on its way; the authors have one for
-    each level, which costs more than it reads like.
-    :class:`SizeAwareDecoder` and two convolutions at full resolution turn the levels into logits.
+    These rise in one :class:`Ascent` that serves all levels on its way, where the authors have one
+    for each level. :class:`SizeAwareDecoder` and convolutions at full resolution turn the levels
+    into logits.
     Five stages are the authors' layout; deeper plans lose nothing, because levels accumulate.
 
     All arguments but the first are those of :class:`ConDSegNet`.
@@ -340,11 +341,11 @@ class ConDSegDecoder(nn.Module):
         foreground = self.foreground_guides(guides.foreground, way_up)
         background = self.background_guides(guides.background, way_up)
         aggregated: list[Tensor] = []  # finest first
-        for depth, level in enumerate(range(len(features) - 1, 0, -1)):
+        for level in range(len(features) - 1, 0, -1):
             x = self.dilated[level - 1](features[level])
             if aggregated:
                 x = torch.cat([x, resize(aggregated[0], sizes[level])], dim=1)
-            x = self.aggregation[level - 1](x, foreground[depth], background[depth])
+            x = self.aggregation[level - 1](x, foreground[-level], background[-level])
             aggregated.insert(0, x)
         x = resize(self.size_aware(aggregated), sizes[0])
         if self.skip is not None:

@@ -171,6 +171,14 @@ class TestAnswers:
         assert "decoder.seg_layers.skip" in called(make_net(), x)
         assert "decoder.seg_layers.skip" not in names
 
+    @pytest.mark.parametrize("answer", ["features", "decoupled"])
+    def test_what_training_asks_for_compiles_without_graph_breaks(self, answer: Any) -> None:
+        torch._dynamo.reset()
+        network = make_net(attention_budget=20_000)
+        compiled = torch.compile(network, backend="eager", fullgraph=True)
+        x = torch.randn(1, 1, 32, 48)
+        torch.testing.assert_close(compiled(x, answer=answer), network(x, answer=answer))
+
 
 class TestEncoderHead:
     def test_equals_the_convolution_of_all_levels_at_full_size(self) -> None:

@@ -66,7 +66,6 @@ def voxels(configuration: dict[str, Any]) -> int:
         (planners.CateNormPlanner, ExperimentPlanner),
         (planners.CateNormResEncPlanner, nnUNetPlannerResEncM),
         (planners.ConDSegPlanner, ExperimentPlanner),
-        (planners.ConDSegResEncPlanner, nnUNetPlannerResEncM),
     ],
 )
 def test_plans_for_a_method_are_smaller_than_stock_but_of_stock_networks(
@@ -117,9 +116,10 @@ def test_a_larger_memory_target_gives_larger_patches_or_batches() -> None:
 
 
 @pytest.mark.usefixtures("large")
-def test_condseg_plans_are_those_of_its_own_name() -> None:
-    planner = planners.ConDSegPlanner(DATASET)
-    assert planner.plans_identifier == "ConDSegPlans"
+def test_condseg_plans_have_names_of_their_own() -> None:
+    names = ("ConDSegPlanner", "ConDSegResEncPlanner")
+    found = [getattr(planners, name)(DATASET).plans_identifier for name in names]
+    assert found == ["ConDSegPlans", "ConDSegResEncPlans"]
 
 
 def test_images_too_small_for_condseg_are_refused_by_name(large: Path) -> None:
