@@ -7,10 +7,14 @@ if TYPE_CHECKING:
     from nnunet_ext.planners.catenorm import CateNormPlanner as CateNormPlanner
     from nnunet_ext.planners.catenorm import CateNormResEncPlanner as CateNormResEncPlanner
     from nnunet_ext.planners.compact import CompactPlanner as CompactPlanner
+    from nnunet_ext.planners.ram_dsir import RAMDSIRPlanner as RAMDSIRPlanner
+    from nnunet_ext.planners.ram_dsir import RAMDSIRResEncPlanner as RAMDSIRResEncPlanner
 
 MODULES = {
     "CateNormPlanner": "catenorm",
     "CateNormResEncPlanner": "catenorm",
+    "RAMDSIRPlanner": "ram_dsir",
+    "RAMDSIRResEncPlanner": "ram_dsir",
     "CompactPlanner": "compact",
 }
 """Planner class -> module of this package that defines it."""

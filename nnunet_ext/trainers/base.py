@@ -101,6 +101,8 @@ class ExtensionTrainer(nnUNetTrainer):
         }
         super().__init__(plans, configuration, fold, dataset_json, device)
         self._apply_training_settings()
+        # MERGE: a stand-in for what the domains branch reads and checks here
+        self.domains: dict[str, str] = dict(dataset_json.get("domains", {}))
         self.auxiliary = nn.ModuleDict()
         self.auxiliary_optimizers: dict[str, Optimizer] = {}
         self.history = History()

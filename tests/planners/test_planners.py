@@ -64,15 +64,17 @@ def voxels(configuration: dict[str, Any]) -> int:
     [
         (planners.CateNormPlanner, ExperimentPlanner),
         (planners.CateNormResEncPlanner, nnUNetPlannerResEncM),
+        (planners.RAMDSIRPlanner, ExperimentPlanner),
+        (planners.RAMDSIRResEncPlanner, nnUNetPlannerResEncM),
     ],
 )
-def test_catenorm_plans_are_smaller_than_stock_but_of_stock_networks(
+def test_plans_that_count_a_second_look_are_smaller_than_stock_but_of_stock_networks(
     ours: type[ExperimentPlanner], stock: type[ExperimentPlanner]
 ) -> None:
-    catenorm, plain = plan(ours), plan(stock)
+    smaller, plain = plan(ours), plan(stock)
     for name in ("2d", "3d_fullres"):
-        assert 0.4 * voxels(plain[name]) < voxels(catenorm[name]) < voxels(plain[name])
-        networks = {each[name]["architecture"]["network_class_name"] for each in (catenorm, plain)}
+        assert 0.4 * voxels(plain[name]) < voxels(smaller[name]) < voxels(plain[name])
+        networks = {each[name]["architecture"]["network_class_name"] for each in (smaller, plain)}
         assert len(networks) == 1
 
 
