@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import torch
 from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_encoder_unet_planners import (  # noqa: E501
     nnUNetPlannerResEncM,
 )
@@ -19,7 +20,8 @@ class _TwoViews(nn.Module):
         super().__init__()
         self.unet = unet
         # the number of image channels hardly counts, that of domains not at all
-        self.restoration = RestorationDecoder(unet.encoder, image_channels=1, num_domains=1)
+        with torch.device("meta"):  # its shapes are enough
+            self.restoration = RestorationDecoder(unet.encoder, image_channels=1, num_domains=1)
 
     def compute_conv_feature_map_size(self, input_size: Sequence[int]) -> int:
         size = 2 * int(self.unet.compute_conv_feature_map_size(input_size))
