@@ -130,7 +130,7 @@ def main() -> None:
         print("  ".join(f"{row[column]:>13}" for column in columns), row["arm"])
     if arguments.record:
         kept = {key: value for key, value in vars(arguments).items() if key != "record"}
-        record.save(arguments.record, {"arguments": kept, "arms": rows})
+        record.save(arguments.record, {"arguments": kept, "images": rows})
 
 
 if __name__ == "__main__":

@@ -135,7 +135,23 @@ def loss_cost(record: dict[str, Any]) -> str:
     return f"{setting}.\n\n{table(header, rows)}"
 
 
-REPORTS = {"arms": step_cost, "losses": loss_cost, "median_ms": startup_cost}
+def amplitude_mixup_cost(record: dict[str, Any]) -> str:
+    """Report what mixing the amplitudes of an image costs."""
+    arguments, rows = record["arguments"], record["images"]
+    header = [name.replace("_", " ") for name in rows[0]]
+    cells = [[*row.values()] for row in rows]
+    return (
+        f"{arguments['device']}, {arguments['threads']} thread(s), batches of "
+        f"{arguments['batch_size']}, per image.\n\n{table(header, cells)}"
+    )
+
+
+REPORTS = {
+    "arms": step_cost,
+    "losses": loss_cost,
+    "median_ms": startup_cost,
+    "images": amplitude_mixup_cost,
+}
 """What a record holds -> who reports it."""
 
 

@@ -35,13 +35,15 @@ def test_step_cost_compares_arms_with_settings_and_names_its_circumstances(
     catenorm = 'CateNormTrainer={"catenorm": {"plain_fraction": 0.0}}'
     data = ["--dataset", "777", "--plans", tiny.PLANS, "--configuration", tiny.BASE]
     few = ["--warm-up", "1", "--steps", "2", "--record", record]
-    run("step_cost.py", *data, "--arm", "ExtensionTrainer", "--arm", catenorm, *few)
+    arms = [x for arm in ("ExtensionTrainer", catenorm, "RAMDSIRTrainer") for x in ("--arm", arm)]
+    run("step_cost.py", *data, *arms, *few)
     result = json.loads(record.read_text())
     assert {"date", "processor", "python", "versions", "arguments"} <= result.keys()
-    first, second = result["arms"]
+    first, second, third = result["arms"]
     assert (first["train_ratio"], first["predict_ratio"], first["peak_ratio"]) == (1, 1, 1)
     assert second["arm"] == catenorm
     assert second["train_s"] > 0
+    assert third["train_s"] > 0
 
 
 def test_loss_cost_compares_losses_and_names_its_circumstances(tmp_path: Path) -> None:
@@ -52,6 +54,18 @@ def test_loss_cost_compares_losses_and_names_its_circumstances(tmp_path: Path) -
     assert {"date", "processor", "python", "versions", "arguments"} <= result.keys()
     assert result["losses"]["DC_and_CE_loss"]["ratio"] == 1
     assert result["losses"]["sigma 0.02"]["milliseconds"] > 0
+
+
+def test_amplitude_mixup_cost_compares_both_ways_and_names_its_circumstances(
+    tmp_path: Path,
+) -> None:
+    record = tmp_path / "record.json"
+    shapes = ["--shape", "1", "32", "32", "--shape", "1", "8", "8", "8"]
+    run("amplitude_mixup_cost.py", *shapes, "--runs", "2", "--record", record)
+    result = json.loads(record.read_text())
+    assert {"date", "processor", "python", "versions", "arguments"} <= result.keys()
+    assert [row["times_as_fast"] for row in result["images"][::3]] == [1, 1]
+    assert all(row["milliseconds"] > 0 for row in result["images"])
 
 
 def test_startup_cost_prints_the_difference_to_a_bare_interpreter() -> None:
