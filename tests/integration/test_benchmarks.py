@@ -6,11 +6,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from matplotlib.pyplot import imread
 
 from nnunet_ext.benchmark import spec
-from tests import tiny
+from tests import contract, tiny
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -66,6 +68,24 @@ def test_amplitude_mixup_cost_compares_both_ways_and_names_its_circumstances(
     assert {"date", "processor", "python", "versions", "arguments"} <= result.keys()
     assert [row["times_as_fast"] for row in result["images"][::3]] == [1, 1]
     assert all(row["milliseconds"] > 0 for row in result["images"])
+
+
+@pytest.mark.parametrize("kind", [{"dim": 2, "channels": 2}, {"dim": 3, "anisotropic": True}])
+def test_ram_dsir_pictures_are_drawn_from_a_model_that_stays_as_it_is(
+    kind: dict[str, Any],
+    make_world: Callable[..., tiny.World],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    contract.without_progress_plot(monkeypatch)
+    trainer = make_world(**kind).trainer("RAMDSIRTrainer")
+    trainer.run_training()
+    model = Path(trainer.output_folder_base)
+    before = {file: file.stat().st_mtime_ns for file in model.rglob("*")}
+    run("ram_dsir_pictures.py", model, "--out", tmp_path / "docs" / "picture.png")
+    height, width, _ = imread(tmp_path / "docs" / "picture.png").shape
+    assert (height, width) == (3 * 288, 4 * 288)
+    assert {file: file.stat().st_mtime_ns for file in model.rglob("*")} == before
 
 
 def test_startup_cost_prints_the_difference_to_a_bare_interpreter() -> None:
