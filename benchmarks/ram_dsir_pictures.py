@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812
 from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -90,9 +91,12 @@ def four_images(trainer: Any, pair: tuple[str, str], ratio: float) -> tuple[list
     mixed = amplitude_mixup(
         source[None], partner[None], ratio, settings.band, slicewise=trainer.slicewise
     )
-    network, decoder = unwrap(trainer.network), unwrap(trainer.auxiliary[RESTORATION])
+    network: Any = unwrap(trainer.network)
+    decoder: Any = unwrap(trainer.auxiliary[RESTORATION])
     domain = torch.tensor([trainer.domain_names.index(trainer.domains[pair[0]])])
     restored = decoder(network.encoder(mixed)[decoder.stage], domain, mixed.shape[2:])[0]
+    mode = "bilinear" if restored.ndim == 3 else "trilinear"
+    restored = F.interpolate(restored[None], mixed.shape[2:], mode=mode)[0]
     scale = RestorationLoss(settings.intensity_range).target
     images = [scale(source), scale(partner), scale(mixed[0]), restored]
     return [(image + 1) / 2 for image in images], labels

@@ -5,6 +5,7 @@ the reduction follows the authors' published implementation.
 """
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 
@@ -33,14 +34,18 @@ class RestorationLoss(nn.Module):
 
     def per_image(self, restored: Tensor, images: Tensor) -> Tensor:
         """Compute the mean squared error of each image (B,)."""
-        return (restored.float() - self.target(images)).square().flatten(1).mean(1)
+        target = self.target(images)
+        if restored.shape[2:] != images.shape[2:]:
+            pool = F.adaptive_avg_pool2d if images.ndim == 4 else F.adaptive_avg_pool3d
+            target = pool(target, restored.shape[2:])
+        return (restored.float() - target).square().flatten(1).mean(1)
 
     def forward(self, restored: Tensor, images: Tensor, domains: Tensor) -> Tensor:
         """Compute the loss in float32.
 
         Args:
-            restored: Images (B, C, *S) in [-1, 1].
-            images: What they should be, in their own units.
+            restored: Images (B, C, *R) in [-1, 1].
+            images: What they should be (B, C, *S), in their own units; averaged if R is not S.
             domains: Domain of each image (B,).
         """
         return over_domains(self.per_image(restored, images), domains)

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from dynamic_network_architectures.building_blocks.helper import (
     convert_conv_op_to_dim,
-    get_matching_instancenorm,
     maybe_convert_scalar_to_list,
 )
 from torch import Tensor, nn
@@ -36,23 +35,19 @@ class DomainNorm(nn.Module):
     Args:
         num_features: Channels C.
         num_domains: Domains K.
-        conv_op: Convolution class of the network, which tells the dimension.
     """
 
-    def __init__(self, num_features: int, num_domains: int, conv_op: type[nn.Module]) -> None:
+    def __init__(self, num_features: int, num_domains: int) -> None:
         super().__init__()
-        self.norm = get_matching_instancenorm(conv_op)(num_features, affine=False)
         self.weight = nn.Parameter(torch.ones(num_domains, num_features))
         self.bias = nn.Parameter(torch.zeros(num_domains, num_features))
 
     def forward(self, x: Tensor, domains: Tensor) -> Tensor:
         """Normalise features (B, C, *S) of images whose domains are (B,)."""
-        shape = (*x.shape[:2], *[1] * (x.ndim - 2))
-        weight, bias = (
-            F.embedding(domains, table).to(x.dtype).view(shape)
-            for table in (self.weight, self.bias)
-        )
-        return torch.addcmul(bias, self.norm(x), weight)
+        weight, bias = (F.embedding(domains, each).flatten() for each in (self.weight, self.bias))
+        # as one image whose channels are those of all, each of which has its own scale and shift
+        together = x.reshape(1, -1, *x.shape[2:])
+        return F.instance_norm(together, weight=weight, bias=bias).reshape(x.shape)
 
 
 class RestorationDecoder(nn.Module):
@@ -70,6 +65,8 @@ class RestorationDecoder(nn.Module):
         num_domains: Domains K.
         max_stride: Start at the deepest stage whose features are at most this many times smaller
             than the image in plane; the authors' networks end at 16. None starts at the deepest.
+        full_resolution: Undo all strides, as the authors do, or leave the first one out, which
+            saves more than half of the time and memory.
 
     Raises:
         UserError: If the encoder is of another kind.
@@ -81,6 +78,7 @@ class RestorationDecoder(nn.Module):
         image_channels: int,
         num_domains: int,
         max_stride: int | None = None,
+        full_resolution: bool = True,
     ) -> None:
         super().__init__()
         needed = ("strides", "output_channels", "kernel_sizes", "conv_op", "nonlin")
@@ -99,10 +97,12 @@ class RestorationDecoder(nn.Module):
         kernels = [maybe_convert_scalar_to_list(conv, kernel) for kernel in encoder.kernel_sizes]
         self._strides = [tuple(stride) for stride in encoder.strides]
         self._image_channels = image_channels
+        undone = [s for s in range(self.stage, -1, -1) if any(n > 1 for n in self._strides[s])]
+        self._undone = undone if full_resolution else undone[:-1]
 
         features = encoder.output_channels[self.stage]
         blocks: dict[str, nn.Module] = {}
-        for stage in self._reducing_stages:
+        for stage in self._undone:
             halved = max(features // 2, min(features, MIN_FEATURES))
             finer = kernels[max(stage - 1, 0)]
             blocks[str(stage)] = _Block(
@@ -111,11 +111,6 @@ class RestorationDecoder(nn.Module):
             features = halved
         self.blocks = nn.ModuleDict(blocks)
         self.output = _same_size_conv(conv, features, image_channels, kernels[0])
-
-    @property
-    def _reducing_stages(self) -> list[int]:
-        """Stages up to the input that make features smaller, the deepest first."""
-        return [s for s in range(self.stage, -1, -1) if any(n > 1 for n in self._strides[s])]
 
     def forward(self, features: Tensor, domains: Tensor, size: Sequence[int]) -> Tensor:
         """Restore images.
@@ -126,10 +121,10 @@ class RestorationDecoder(nn.Module):
             size: Spatial size of the images.
 
         Returns:
-            Images (B, C, *size) in [-1, 1].
+            Images (B, C, *size) in [-1, 1], or smaller by the first stride without full resolution.
         """
         sizes = self._input_sizes(size)
-        for stage in self._reducing_stages:
+        for stage in self._undone:
             features = self.blocks[str(stage)](features, domains, sizes[stage])
         restored: Tensor = self.output(features).tanh()
         return restored
@@ -150,12 +145,13 @@ class RestorationDecoder(nn.Module):
         """
         sizes = self._input_sizes(input_size)
         voxels = [int(np.prod(each, dtype=np.int64)) for each in sizes]
-        total = self._image_channels * voxels[0]
-        for stage in self._reducing_stages:
+        finest = self._undone[-1] if self._undone else self.stage + 1
+        total = self._image_channels * voxels[finest]
+        for stage in self._undone:
             block = self.blocks[str(stage)]
             assert isinstance(block, _Block)
-            # before upsampling one map; behind it the upsampled one and those of two convolutions
-            total += block.features * (voxels[stage + 1] + 3 * voxels[stage])
+            # two convolutions before upsampling; the upsampled map and one convolution behind it
+            total += 2 * block.features * (voxels[stage + 1] + voxels[stage])
         return total
 
 
@@ -177,22 +173,18 @@ class _Block(nn.Module):
         self.features = features
         self.interpolation = "bilinear" if dim == 2 else "trilinear"
         # biases would be taken out again by the normalisation
-        self.convs = nn.ModuleList(
-            [
-                _same_size_conv(conv, input_features, features, coarse, bias=False),
-                conv(features, features, 1, bias=False),
-                _same_size_conv(conv, features, features, fine, bias=False),
-            ]
-        )
-        self.norms = nn.ModuleList(DomainNorm(features, num_domains, conv) for _ in self.convs)
+        self.coarse = _same_size_conv(conv, input_features, features, coarse, bias=False)
+        self.pointwise = conv(features, features, 1, bias=False)
+        self.fine = _same_size_conv(conv, features, features, fine, bias=False)
+        self.norms = nn.ModuleList(DomainNorm(features, num_domains) for _ in range(3))
         self.nonlin = encoder.nonlin(**(encoder.nonlin_kwargs or {}))
 
     def forward(self, x: Tensor, domains: Tensor, size: Sequence[int]) -> Tensor:
-        for number, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
-            x = self.nonlin(norm(conv(x), domains))
-            if number == 0:
-                x = F.interpolate(x, tuple(size), mode=self.interpolation, align_corners=False)
-        return x
+        x = self.nonlin(self.norms[0](self.coarse(x), domains))
+        # pointwise and before upsampling gives the same as behind it, but is cheaper
+        x = F.interpolate(self.pointwise(x), tuple(size), mode=self.interpolation)
+        x = self.nonlin(self.norms[1](x, domains))
+        return self.nonlin(self.norms[2](self.fine(x), domains))
 
 
 def _same_size_conv(

@@ -89,6 +89,10 @@ class RAMDSIRSettings:
         int | None,
         Field(ge=1, description="restore from features at most so much smaller; default deepest"),
     ] = None
+    full_resolution: Annotated[
+        bool,
+        Field(description="restore in full resolution, not half; as published, but costs more"),
+    ] = False
     average_views: Annotated[
         bool | None,
         Field(description="halve the losses of two views, not sum them; default with sgd"),
@@ -114,8 +118,8 @@ class RAMDSIRTrainer(ExtensionTrainer):
 
     Deviations from the authors' implementation: nnU-Net's optimiser, schedule, losses and
     augmentation; partners are recent patches after augmentation, not images from disk; means
-    are mixed with their signs (:mod:`nnunet_ext.augmentation.amplitude_mixup`); instance instead
-    of batch normalisation in the restoration; no normalisation by test batches.
+    are mixed with their signs (:mod:`nnunet_ext.augmentation.amplitude_mixup`); restoration in half
+    resolution, with instance instead of batch normalisation; no normalisation by test batches.
     """
 
     purpose: ClassVar[str] = "the model must work on scanners or sites that it never saw"
@@ -180,7 +184,9 @@ class RAMDSIRTrainer(ExtensionTrainer):
             self.label_manager.has_regions, settings.complete_regions
         )
         self._restoration = RestorationLoss(settings.intensity_range)
-        self._has_batch_statistics = any(isinstance(m, _BatchNorm) for m in self.network.modules())
+        has_batch_statistics = any(isinstance(m, _BatchNorm) for m in self.network.modules())
+        # each view has statistics of its own; and CPUs are slower on large batches
+        self._runs_views_apart = has_batch_statistics or self.device.type == "cpu"
 
     def build_auxiliary(self) -> dict[str, nn.Module]:
         settings = self.ram_dsir
@@ -192,6 +198,7 @@ class RAMDSIRTrainer(ExtensionTrainer):
             self.image_channels,
             len(self.domain_names),
             settings.max_stride,
+            settings.full_resolution,
         )
         return_features(network, decoder.stage)
         return {RESTORATION: decoder}
@@ -284,8 +291,8 @@ class RAMDSIRTrainer(ExtensionTrainer):
 
     def _segment(self, views: list[Tensor]) -> list[Any]:
         """Run the network on each view; what it returns in training mode, for each."""
-        if self._has_batch_statistics:
-            return [self.network(view) for view in views]  # each with its own statistics
+        if self._runs_views_apart:
+            return [self.network(view) for view in views]
         return _split(self.network(torch.cat(views)), len(views))
 
     def _valid(self, target: Any) -> Tensor | None:

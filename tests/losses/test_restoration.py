@@ -21,6 +21,17 @@ def test_targets_are_images_over_a_fixed_range_and_cut_off_there() -> None:
     assert torch.equal(RestorationLoss(1.5).target(images)[..., 1:2], -torch.ones(1, 1, 1))
 
 
+@pytest.mark.parametrize("size", [(4, 6), (2, 4, 6)])
+def test_smaller_images_are_compared_with_averages(size: tuple[int, ...]) -> None:
+    images = torch.randn(2, 3, *size)
+    halves = images.unflatten(-2, (-1, 2)).mean(-2).unflatten(-1, (-1, 2)).mean(-1)
+    if len(size) == 3:
+        halves = halves.mean(2, keepdim=True)
+    loss = RestorationLoss(100.0)  # nothing is cut off
+    errors = loss.per_image(halves / 100, images)
+    assert errors.abs().max() < 1e-12
+
+
 def test_half_precision_is_computed_in_single() -> None:
     restored = torch.full((1, 1, 400, 400), 0.001, dtype=torch.float16)
     loss = RestorationLoss()(restored, torch.zeros_like(restored), torch.zeros(1).long())

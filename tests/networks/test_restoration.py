@@ -41,6 +41,16 @@ class TestOnPlannedEncoders:
         assert restored.shape == (2, channels, *task.patch_size)
         assert restored.abs().max() <= 1
 
+    def test_without_full_resolution_the_first_stride_stays(self, task: Task) -> None:
+        unet, decoder = build(task, full_resolution=False)
+        features = unet.encoder(task.images())
+        halved = features[1].shape[2:]
+        restored = decoder(features[decoder.stage], DOMAINS, task.patch_size)
+        assert restored.shape == (2, task.channels, *halved)
+        _, whole = build(task)
+        sizes = (each.compute_conv_feature_map_size(task.patch_size) for each in (decoder, whole))
+        assert next(sizes) < next(sizes) / 2
+
     def test_domains_differ_once_their_tables_do(self, task: Task) -> None:
         unet, decoder = build(task)
         features = unet.encoder(task.images())[decoder.stage]

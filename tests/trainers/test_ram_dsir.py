@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_ext.augmentation import amplitude_mixup
@@ -115,6 +116,7 @@ class TestViews:
     ) -> None:  # [11]
         world = make_world(dim=2, norm=norm)
         trainer = ready(world)
+        trainer._runs_views_apart = norm == "batch"  # as on a GPU
         views = [world.task.images(seed=0), world.task.images(seed=1) * 3 + 1]
         together = trainer._segment(views)
         apart = [trainer.network(view) for view in views]
@@ -132,9 +134,10 @@ class TestViews:
         seen = []
         network = trainer.network
         handle = network.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+        assert trainer._runs_views_apart  # on a CPU
         losses = losses_of(trainer, batch)
         handle.remove()
-        original, mixed = seen[0].chunk(2)
+        original, mixed = seen
         assert torch.equal(original, batch["data"])
         assert not torch.equal(mixed, original)
 
@@ -142,11 +145,13 @@ class TestViews:
         second, features = network(mixed)
         valid = batch["target"][0][:, 0] != tiny.IGNORE
         restored = trainer.auxiliary["restoration"](features, torch.tensor([0, 1]), (16, 16))
+        assert restored.shape == (2, 1, 8, 8)
+        target = avg_pool2d(original.div(2).clamp(-1, 1), 2)
         expected = {
             "original": trainer.loss(first, batch["target"]) / 2,
             "mixed": trainer.loss(second, batch["target"]) / 2,
             "consistency": 0.35 * SymmetricKLConsistency()(first[0], second[0], valid),
-            "restoration": 0.15 * (restored - original.div(2).clamp(-1, 1)).square().mean() * 2,
+            "restoration": 0.15 * 2 * (restored - target).square().mean(),
         }
         assert losses.keys() == expected.keys()
         for name, loss in losses.items():
@@ -493,7 +498,7 @@ def _gradients(images: Tensor, domains: list[int], rank: int | None = None) -> l
     if rank is not None:
         trainer.network = OnCpu(unet, [rank])  # nnU-Net's wrapper
         trainer._wrap_for_ddp()
-    trainer._has_batch_statistics = False
+    trainer._runs_views_apart = False
     trainer._restoration, trainer._errors = RestorationLoss(), torch.zeros(2, 2)
     outputs, features = zip(*trainer._segment([images, images.flip(-1) * 2]), strict=True)
     first, second = (scales[0] for scales in outputs)
