@@ -4,6 +4,8 @@ Paper: Zhou, Qi, Shi, ECCV 2022, arXiv 2208.03901 (RAM-DSIR), whose body was not
 the reduction follows the authors' published implementation.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
@@ -36,7 +38,7 @@ class RestorationLoss(nn.Module):
         """Compute the mean squared error of each image (B,)."""
         target = self.target(images)
         if restored.shape[2:] != images.shape[2:]:
-            pool = F.adaptive_avg_pool2d if images.ndim == 4 else F.adaptive_avg_pool3d
+            pool: Any = F.adaptive_avg_pool2d if images.ndim == 4 else F.adaptive_avg_pool3d
             target = pool(target, restored.shape[2:])
         return (restored.float() - target).square().flatten(1).mean(1)
 

@@ -181,7 +181,7 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor, domains: Tensor, size: Sequence[int]) -> Tensor:
         x = self.nonlin(self.norms[0](self.coarse(x), domains))
-        # pointwise and before upsampling gives the same as behind it, but is cheaper
+        # this convolution gives the same before upsampling as behind it, but is cheaper
         x = F.interpolate(self.pointwise(x), tuple(size), mode=self.interpolation)
         x = self.nonlin(self.norms[1](x, domains))
         return self.nonlin(self.norms[2](self.fine(x), domains))

@@ -485,7 +485,9 @@ class OnCpu(DistributedDataParallel):
         super().__init__(module, **kwargs)
 
 
-def _gradients(images: Tensor, domains: list[int], rank: int | None = None) -> list[Any]:
+def _gradients(
+    images: Tensor, domains: list[int], apart: bool, rank: int | None = None
+) -> list[Any]:
     """Gradients of two views' losses; the views do not depend on the rank."""
     torch.manual_seed(0)
     unet: Any = TASK.unet()
@@ -498,7 +500,7 @@ def _gradients(images: Tensor, domains: list[int], rank: int | None = None) -> l
     if rank is not None:
         trainer.network = OnCpu(unet, [rank])  # nnU-Net's wrapper
         trainer._wrap_for_ddp()
-    trainer._runs_views_apart = False
+    trainer._runs_views_apart = apart
     trainer._restoration, trainer._errors = RestorationLoss(), torch.zeros(2, 2)
     outputs, features = zip(*trainer._segment([images, images.flip(-1) * 2]), strict=True)
     first, second = (scales[0] for scales in outputs)
@@ -516,7 +518,7 @@ def _rank(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
     setattr(base, "DistributedDataParallel", OnCpu)  # noqa: B010
     images = TASK.images(4).split(2)[rank]
-    gradients = _gradients(images, [0, 1], rank)
+    gradients = [_gradients(images, [0, 1], apart, rank) for apart in (False, True)]
     Path(folder, f"{rank}.pickle").write_bytes(pickle.dumps(gradients))
     dist.destroy_process_group()
 
@@ -525,9 +527,10 @@ def _rank(rank: int, folder: str) -> None:
 def test_two_processes_equal_one_on_the_whole_batch(tmp_path: Path) -> None:
     mp.spawn(_rank, args=(str(tmp_path),), nprocs=2)
     ranks = [pickle.loads((tmp_path / f"{rank}.pickle").read_bytes()) for rank in (0, 1)]
-    expected = _gradients(TASK.images(4), [0, 1, 0, 1])
     assert tiny.same(*ranks)
-    torch.testing.assert_close(ranks[0], expected, atol=1e-6, rtol=1e-4)
+    for apart, gradients in zip((False, True), ranks[0], strict=True):
+        expected = _gradients(TASK.images(4), [0, 1, 0, 1], apart)
+        torch.testing.assert_close(gradients, expected, atol=1e-6, rtol=1e-4)
 
 
 def test_banks_of_unequal_domains_give_every_domain_the_same_chance() -> None:
