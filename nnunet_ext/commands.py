@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from nnunet_ext.errors import UserError
 
@@ -149,27 +150,43 @@ def _signal_group(process: "subprocess.Popen[str]", name: str) -> None:
         os.killpg(process.pid, getattr(signal, name))
 
 
+_handlers_before: list[dict[str, Any]] = []
+
+
 @contextmanager
 def termination_interrupts() -> Iterator[None]:
     """Within it, the signals that end a process raise KeyboardInterrupt, as Ctrl-C does.
 
-    Without this, a command that runs would survive the end of this process.
+    Without this, a command that runs would survive the end of this process. Forked workers have
+    the handlers from before: their pool ends them by such a signal, and one that waits for a lock
+    just then would never come to run a handler of Python's.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    owner = os.getpid()
-
     def interrupt(number: int, frame: object) -> None:
-        if os.getpid() != owner:  # a forked worker that its pool ends, not the user
-            os._exit(128 + number)
         raise KeyboardInterrupt
 
     names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {name: signal.signal(getattr(signal, name), interrupt) for name in names}
+    _handlers_before.append(
+        {name: signal.signal(getattr(signal, name), interrupt) for name in names}
+    )
     try:
         yield
     finally:
-        for name, handler in before.items():
-            signal.signal(getattr(signal, name), handler)
+        _restore_handlers()
+
+
+def _restore_handlers() -> None:
+    for name, handler in _handlers_before.pop().items():
+        signal.signal(getattr(signal, name), handler)
+
+
+def _restore_all_handlers() -> None:
+    while _handlers_before:
+        _restore_handlers()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which cannot fork
+    os.register_at_fork(after_in_child=_restore_all_handlers)

@@ -2,8 +2,9 @@
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -42,7 +43,28 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is not valid JSON: {error}.") from None
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Raises:
+        UserError: If it cannot be read, is not valid JSON or holds something else.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold a JSON object.")
+    return content
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file so that it is never seen half-written."""
-    with replacing(path) as partial:
-        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_jsons({path: content})
+
+
+def write_jsons(contents: Mapping[Path, Any]) -> None:
+    """Write several JSON files; none takes its place before all have been written."""
+    with ExitStack() as stack:
+        for path, content in contents.items():
+            partial = stack.enter_context(replacing(path))
+            partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            if path.exists():
+                shutil.copymode(path, partial)

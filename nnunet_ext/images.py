@@ -52,10 +52,19 @@ def read_image(path: Path) -> Image:
         raise UserError(f"Cannot read the image {path}: {reason[0]}") from error
 
 
-def copy_image(source: Path, target: Path) -> None:
-    """Copy an image or a label map in one step, with the spacing that may stand beside it."""
+def copy_image(source: Path, target: Path, link: bool = False) -> None:
+    """Copy an image or a label map in one step, with the spacing that may stand beside it.
+
+    Args:
+        source: The image.
+        target: Where the copy goes.
+        link: Whether to make a link to the image instead of a copy.
+    """
     with replacing(target) as partial:
-        shutil.copyfile(source, partial)
+        if link:
+            partial.symlink_to(source.resolve())
+        else:
+            shutil.copyfile(source, partial)
     _copy_sidecar(source, target)
 
 

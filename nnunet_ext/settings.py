@@ -66,6 +66,10 @@ class TrainingSettings:
         int | None,
         Field(ge=0, lt=2**31, description="makes training repeatable if nnUNet_n_proc_DA=0"),
     ] = None
+    sampling: Annotated[
+        Literal["cases", "domains"],
+        Field(description="cases are drawn alike, or domains are and then a case of the domain"),
+    ] = "cases"
     mirror_prediction: Annotated[
         bool,
         Field(description="test-time mirroring; without, prediction is 4 (2D) to 8 times faster"),
@@ -137,12 +141,15 @@ def _validate(settings_class: type[S], block: Mapping[str, Any], where: str) -> 
         return TypeAdapter(settings_class).validate_json(json.dumps(block))
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
+        key = str(first["loc"][0])
         if first["type"] == "unexpected_keyword_argument":
             allowed = [field.name for field in dataclasses.fields(settings_class)]  # type: ignore[arg-type]
             raise SettingsError(_unknown_key(where, key, allowed)) from None
+        # one message for each kind of value that would be allowed
+        _, *others = [each["msg"] for each in error.errors() if each["loc"][0] == key]
+        choices = [first["msg"], *(other.removeprefix("Input should be ") for other in others)]
         raise SettingsError(
-            f'{where}: "{key}" is {json.dumps(first["input"])}. {first["msg"]}.'
+            f'{where}: "{key}" is {json.dumps(first["input"])}. {" or ".join(choices)}.'
         ) from None
 
 

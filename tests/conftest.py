@@ -17,6 +17,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture
+def make_raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Write a raw data set of this name; nnU-Net's folders are empty ones below ``tmp_path``."""
+    from tests.raw import write_raw
+
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        (tmp_path / variable).mkdir()
+        monkeypatch.setenv(variable, str(tmp_path / variable))
+    return lambda name, *args, **kwargs: write_raw(tmp_path / "nnUNet_raw" / name, *args, **kwargs)
+
+
+@pytest.fixture
 def make_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., World]:
     """Write a preprocessed data set of the kind described by the arguments of ``tiny.Task``."""
     import torch

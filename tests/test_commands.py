@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -91,18 +92,21 @@ def test_termination_is_an_interruption() -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX")
-def test_termination_of_a_forked_worker_is_silent() -> None:
+def test_a_forked_worker_that_waits_for_a_lock_can_be_terminated() -> None:
     fork = multiprocessing.get_context("fork")
-    begun = fork.Event()
-    with commands.termination_interrupts():
-        worker = fork.Process(target=_work, args=(begun,))
+    lock, begun = fork.Lock(), fork.Event()
+    with commands.termination_interrupts(), commands.termination_interrupts(), lock:
+        worker = fork.Process(target=_wait, args=(begun, lock))
         worker.start()
-        assert begun.wait(10)  # what comes before is lost by Python itself
+        assert begun.wait(10)
         worker.terminate()
-        worker.join()
-    assert worker.exitcode == 128 + signal.SIGTERM
+        worker.join(10)
+        # by the signal itself: a handler of Python's might have waited for the lock, too
+        assert worker.exitcode == -signal.SIGTERM
 
 
-def _work(begun: multiprocessing.synchronize.Event) -> None:
+def _wait(begun: multiprocessing.synchronize.Event, lock: AbstractContextManager[bool]) -> None:
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     begun.set()
-    time.sleep(10)
+    with lock:
+        pass

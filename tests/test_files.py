@@ -1,8 +1,9 @@
+import json
 from pathlib import Path
 
 import pytest
 
-from nnunet_ext.files import replacing
+from nnunet_ext.files import replacing, write_jsons
 
 
 def test_the_new_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
@@ -30,3 +31,16 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
         fail()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_several_files_are_written_all_or_none(tmp_path: Path) -> None:
+    paths = [tmp_path / "one.json", tmp_path / "two.json"]
+    write_jsons(dict.fromkeys(paths, 1))
+    paths[0].chmod(0o640)
+    with pytest.raises(TypeError):
+        write_jsons({paths[0]: 2, paths[1]: object()})
+    assert [json.loads(path.read_text()) for path in paths] == [1, 1]
+    assert sorted(tmp_path.iterdir()) == paths
+    write_jsons(dict.fromkeys(paths, 3))
+    assert [json.loads(path.read_text()) for path in paths] == [3, 3]
+    assert paths[0].stat().st_mode & 0o777 == 0o640

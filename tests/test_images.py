@@ -122,10 +122,12 @@ def test_a_mask_of_one_bit_keeps_label_one(tmp_path: Path) -> None:
     np.testing.assert_array_equal(imread(tmp_path / "b.png"), np.ones((5, 6)))
 
 
-def test_a_copy_takes_the_spacing_beside_a_stack_with_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("link", [True, False])
+def test_a_copy_takes_the_spacing_beside_a_stack_with_it(tmp_path: Path, link: bool) -> None:
     stack(tmp_path / "case.tif", (4, 5, 6), "uint8")
     (tmp_path / "to").mkdir()
-    copy_image(tmp_path / "case.tif", tmp_path / "to" / "other.tif")
+    copy_image(tmp_path / "case.tif", tmp_path / "to" / "other.tif", link=link)
+    assert (tmp_path / "to" / "other.tif").is_symlink() == link
     assert read_image(tmp_path / "to" / "other.tif").spacing == SPACING
 
 

@@ -28,6 +28,8 @@ CONFIGURATION = "tiny"
 FIRST_STAGE = "tiny_lowres"
 CASES = ("case_0", "case_1", "case_2", "case_3")
 TRAIN, VALIDATION = CASES[:3], CASES[3:]
+TWO_SITES = ("site_a", "site_a", "site_b", "site_b")
+"""Domains of the cases; the held-out case has one that is trained on as well."""
 EDGE = 16
 FEATURES = (4, 8, 8, 8)
 IGNORE = 3
@@ -55,9 +57,13 @@ class Task:
     norm: Literal["batch", "instance"] = "instance"
     deep_supervision: bool = True
     cascade: bool = False
+    domains: tuple[str | None, ...] = ()
 
     def __str__(self) -> str:
-        switches = ("residual", "regions", "ignore", "anisotropic", "cascade", "deep_supervision")
+        switches = (
+            *("residual", "regions", "ignore", "anisotropic", "cascade", "domains"),
+            "deep_supervision",
+        )
         words = [f"{self.dim}d", self.norm, *(name for name in switches if getattr(self, name))]
         return "-".join([*words, "two_channels"] if self.channels == 2 else words)
 
@@ -87,14 +93,16 @@ class Task:
 
     @property
     def dataset_json(self) -> dict[str, Any]:
-        order = {"regions_class_order": [1, 2]} if self.regions else {}
+        more: dict[str, Any] = {"regions_class_order": [1, 2]} if self.regions else {}
+        if self.domains:
+            pairs = zip(CASES, self.domains, strict=False)
+            more["domains"] = {case: domain for case, domain in pairs if domain is not None}
         return {
             "channel_names": {str(i): "noNorm" for i in range(self.channels)},
             "labels": self.labels,
             "numTraining": len(CASES),
             "file_ending": ".nii.gz",
-            "domains": dict(zip(CASES, ("here", "there", "here", "there"), strict=True)),
-            **order,
+            **more,
         }
 
     @property

@@ -22,12 +22,14 @@ class Training:
         seeded: Whether it takes a seed; without one a repetition is all there is.
         epochs: For how many epochs, as far as name and settings tell.
         problem: Why the arm cannot be trained, or nothing.
+        requires_domains: Whether it needs the domain of every training case.
     """
 
     trainer: str
     seeded: bool = False
     epochs: int | None = None
     problem: str = ""
+    requires_domains: bool = False
 
 
 def find_training(benchmark: Benchmark, arm: str) -> Training:
@@ -50,7 +52,8 @@ def find_training(benchmark: Benchmark, arm: str) -> Training:
     epochs = int(length["epochs"]) if length else settings.get("num_epochs")
     if epochs is None and (name == STOCK or _reads_settings(found)):
         epochs = STOCK_EPOCHS
-    return Training(name, _reads_settings(found), epochs)
+    requires_domains = getattr(found, "requires_domains", False)
+    return Training(name, _reads_settings(found), epochs, requires_domains=requires_domains)
 
 
 def _find(name: str) -> type:

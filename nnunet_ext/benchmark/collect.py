@@ -1,9 +1,7 @@
 """Gathers what the cells of a benchmark have left behind into tables."""
 
-import ast
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +10,12 @@ import pandas as pd
 
 from nnunet_ext.benchmark import spec
 from nnunet_ext.benchmark.layout import Cell, Layout, State
-from nnunet_ext.benchmark.metrics import Region, measure
 from nnunet_ext.benchmark.prepare import Prepared, read_prepared
 from nnunet_ext.benchmark.results import CLEAN, TEST, Results
+from nnunet_ext.datasets import label_names
 from nnunet_ext.errors import UserError
 from nnunet_ext.files import read_json, replacing
+from nnunet_ext.metrics import MEASURES, measure_case
 
 if TYPE_CHECKING:
     from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
@@ -26,7 +25,6 @@ CURVES_FILE = "curves.csv"
 BENCHMARK_FOLDER = "$BENCHMARK"
 """Stands for the benchmark's folder in commands."""
 CELL_COLUMNS = ("configuration", "arm", "fold", "seed")
-MEASURES = ("dice", "nsd", "hd95", "assd")
 SCORE_COLUMNS = (
     *(*CELL_COLUMNS, "evaluation", "case", "domain", "subject", "label", *MEASURES),
     *("empty", "summary", "image", "truth", "prediction"),
@@ -75,7 +73,7 @@ def measure_evaluation(evaluation: Path, layout: Layout) -> "pd.DataFrame":
     if target.exists() and target.stat().st_mtime >= summary.stat().st_mtime:
         return _read_metrics(target)
     how = _reader(layout)
-    rows = [row for case in cases for row in _measure_case(case, evaluation, *how)]
+    rows = [row for case in cases for row in measure_case(case, evaluation, *how)]
     with replacing(target) as partial:
         pd.DataFrame(rows).to_csv(partial, index=False)
     return _read_metrics(target)
@@ -95,40 +93,6 @@ def _reader(layout: Layout) -> tuple["BaseReaderWriter", int | None, str]:
     dataset_json = read_json(layout.dataset / "dataset.json")
     ignore: int | None = plans.get_label_manager(dataset_json).ignore_label
     return plans.image_reader_writer_class(), ignore, dataset_json["file_ending"]
-
-
-def _measure_case(
-    case: dict[str, Any],
-    evaluation: Path,
-    reader: "BaseReaderWriter",
-    ignore: int | None,
-    ending: str,
-) -> Iterator[dict[str, Any]]:
-    # by name, so that a benchmark's folder can be moved
-    prediction = evaluation / Path(case["prediction_file"]).name
-    truth = Path(case["reference_file"])
-    regions: dict[str, Region] = {key: ast.literal_eval(key) for key in case["metrics"]}
-    true, properties = reader.read_seg(str(truth))
-    predicted, _ = reader.read_seg(str(prediction))
-    try:
-        measured = measure(
-            true[0], predicted[0], properties["spacing"], list(regions.values()), ignore
-        )
-    except ValueError as error:
-        raise UserError(f"{prediction} does not match {truth}: {error}") from None
-    for key, region in regions.items():
-        dice, measures = case["metrics"][key]["Dice"], measured[region]
-        yield {
-            "case": prediction.name.removesuffix(ending),
-            "label": key,
-            "dice": dice,
-            "nsd": measures.nsd,
-            "hd95": measures.hd95,
-            "assd": measures.assd,
-            "empty": measures.empty,
-            "truth": str(truth),
-            "prediction": str(prediction),
-        }
 
 
 def collect(layout: Layout, baseline: str | None = None) -> Results:
@@ -176,7 +140,7 @@ def collect(layout: Layout, baseline: str | None = None) -> Results:
         description=benchmark.description,
         baseline=baseline,
         arms={arm: _arm_facts(layout, prepared, arm) for arm in benchmark.arms},
-        labels=_labels(dataset_json),
+        labels=label_names(dataset_json),
         scores=_table(scores, SCORE_COLUMNS),
         curves=_table(curves, CURVE_COLUMNS),
         cells=pd.DataFrame(cells),
@@ -295,12 +259,3 @@ def _arm_facts(layout: Layout, prepared: Prepared, arm: str) -> dict[str, Any]:
     if asked.description:
         facts["description"] = asked.description
     return facts
-
-
-def _labels(dataset_json: dict[str, Any]) -> dict[str, str]:
-    """Label as it stands in the scores -> name, without background and ignore label."""
-    keys = {
-        name: str(tuple(value)) if isinstance(value, list) else str(value)
-        for name, value in dataset_json["labels"].items()
-    }
-    return {key: name for name, key in keys.items() if key != "0" and name != "ignore"}

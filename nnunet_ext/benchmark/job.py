@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import json
 import shlex
 import shutil
 import sys
@@ -22,7 +21,7 @@ from nnunet_ext.benchmark.layout import Cell, Layout, State
 from nnunet_ext.benchmark.prepare import Prepared, read_prepared
 from nnunet_ext.benchmark.results import CLEAN, TEST
 from nnunet_ext.errors import UserError
-from nnunet_ext.files import replacing
+from nnunet_ext.files import read_json, replacing, write_json
 
 FOLDS_FILE = "predicted_by_folds.json"
 FEW_CASES = 20
@@ -222,7 +221,7 @@ class Job:
         command += ["-d", self.layout.benchmark.dataset, "-c", self.cell.trained_configuration]
         command += ["-f", *map(str, folds), *self._options]
         self._call([*command, "-npp", workers, "-nps", workers, "--continue_prediction"])
-        (target / FOLDS_FILE).write_text(json.dumps(list(folds)), encoding="utf-8")
+        write_json(target / FOLDS_FILE, list(folds))
 
     def _evaluate(self, truth: Path, predictions: Path) -> None:
         if _is_summary(predictions / "summary.json"):
@@ -254,8 +253,8 @@ class Job:
             self._add_usage(usage)
 
     def _add_usage(self, usage: Path) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            used = json.loads(usage.read_text(encoding="utf-8"))
+        with contextlib.suppress(UserError):
+            used = read_json(usage)
             if used.get("peak_memory_mib", 0) > (self.state.peak_memory_mib or 0):
                 self.state.peak_memory_mib = used["peak_memory_mib"]
                 self.state.memory_kind = used["memory_kind"]
@@ -289,8 +288,8 @@ def is_complete(layout: Layout, prepared: Prepared, cell: Cell) -> bool:
 def _predicted_folds(folder: Path) -> list[int] | None:
     """Folds whose models have predicted all images of a folder, None if it is not finished."""
     try:
-        folds: list[int] = json.loads((folder / FOLDS_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        folds: list[int] = read_json(folder / FOLDS_FILE)
+    except UserError:
         return None
     return folds
 

@@ -5,7 +5,6 @@ workers import it as ``__mp_main__``; like :mod:`nnunet_ext.cli.launch` it then 
 the discovery.
 """
 
-import json
 import os
 import signal
 import sys
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_ext.cli import launch
-from nnunet_ext.files import replacing
+from nnunet_ext.files import write_json
 
 POLL_SECONDS = 1.0
 MIB = 2**20
@@ -57,8 +56,7 @@ def main() -> None:
     try:
         launch.run_command()
     finally:
-        with replacing(target) as partial:
-            partial.write_text(json.dumps(usage()), encoding="utf-8")
+        write_json(target, usage())
 
 
 if __name__ == "__main__":

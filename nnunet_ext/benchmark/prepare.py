@@ -5,11 +5,10 @@ preprocessing go there once. What a benchmark varies (settings, folds, noisy lab
 folders of the benchmark's own, where the images are links.
 """
 
-import os
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,16 @@ from nnunet_ext.benchmark.arms import Training, find_training
 from nnunet_ext.benchmark.degradation import write_degraded
 from nnunet_ext.benchmark.layout import Cell, Layout
 from nnunet_ext.benchmark.spec import Benchmark, merged
+from nnunet_ext.datasets import (
+    PREPROCESSED,
+    RAW,
+    find_dataset,
+    nnunet_folder,
+    number_of,
+    training_cases,
+)
+from nnunet_ext.domains.assignment import Domains, read_domains, refuse_unfit_for_training
+from nnunet_ext.domains.splits import SPLITS_FILE, Split
 from nnunet_ext.errors import UserError
 from nnunet_ext.files import read_json, replacing, write_json
 from nnunet_ext.near import did_you_mean
@@ -77,46 +86,6 @@ def read_prepared(layout: Layout) -> Prepared:
     return prepared
 
 
-def find_dataset(dataset: str) -> str:
-    """Full name of a data set that nnU-Net's folders hold.
-
-    Args:
-        dataset: Number or name.
-
-    Raises:
-        UserError: If there is none or several; says what there is.
-    """
-    folders = [nnunet_folder("nnUNet_raw"), nnunet_folder("nnUNet_preprocessed")]
-    names = sorted({path.name for folder in folders for path in folder.glob("Dataset*_*")})
-    if dataset in names:
-        return dataset
-    if dataset.isascii() and dataset.isdigit():
-        found = [name for name in names if name.startswith(f"Dataset{int(dataset):03d}_")]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise UserError(f"Several data sets have number {dataset}: {', '.join(found)}.")
-    raise UserError(
-        f'There is no data set "{dataset}" in {folders[0]} or {folders[1]}.'
-        f"{did_you_mean(dataset, names)} There are: {', '.join(names) or 'none'}."
-    )
-
-
-def nnunet_folder(variable: str) -> Path:
-    """A folder that nnU-Net's environment names.
-
-    Raises:
-        UserError: If the variable is not set, or the folder does not exist.
-    """
-    value = os.environ.get(variable)
-    if not value or not Path(value).is_dir():
-        raise UserError(
-            f"The environment variable {variable} must name a folder of nnU-Net's, but it "
-            + (f"is {value}, which does not exist." if value else "is not set.")
-        )
-    return Path(value)
-
-
 def prepare(layout: Layout, say: Say) -> Prepared:
     """Do everything that must be done once, unless it is done.
 
@@ -128,20 +97,24 @@ def prepare(layout: Layout, say: Say) -> Prepared:
         UserError: If the data set, its plans or its folds do not serve the benchmark.
     """
     benchmark = layout.benchmark
-    raw = nnunet_folder("nnUNet_raw") / find_dataset(benchmark.dataset)
+    raw = nnunet_folder(RAW) / find_dataset(benchmark.dataset)
     dataset_json = read_json(raw / "dataset.json")
-    cases = _raw_cases(raw)
+    cases = training_cases(raw)
     noisy: list[str] = []
     if benchmark.label_noise is None:
-        folders = {name: nnunet_folder(name) for name in ("nnUNet_raw", "nnUNet_preprocessed")}
+        folders = {name: nnunet_folder(name) for name in (RAW, PREPROCESSED)}
     else:
         noisy = _write_noisy_raw(layout, raw, cases)
-        folders = {"nnUNet_raw": layout.noisy_raw, "nnUNet_preprocessed": layout.noisy_preprocessed}
-    preprocessed = folders["nnUNet_preprocessed"] / benchmark.dataset
+        folders = {RAW: layout.noisy_raw, PREPROCESSED: layout.noisy_preprocessed}
+    preprocessed = folders[PREPROCESSED] / benchmark.dataset
     for plans in _names_of_plans(benchmark):
         _plan_and_preprocess(layout, folders, plans, len(cases), say)
     splits = _splits(layout, preprocessed, sorted(cases))
-    trainings = {arm: find_training(benchmark, arm) for arm in benchmark.arms}
+    domains = read_domains(dataset_json, str(raw / "dataset.json"))
+    trainings = {
+        arm: _with_domains(find_training(benchmark, arm), layout, splits, domains)
+        for arm in benchmark.arms
+    }
     for arm, training in trainings.items():
         if not training.problem and training.trainer != benchmark.arms[arm].trainer:
             say(f"{arm}: trained by {training.trainer}, which takes the settings")
@@ -165,16 +138,6 @@ def prepare(layout: Layout, say: Say) -> Prepared:
 
 
 # -------------------------------------------------------------------------------- raw and planned
-
-
-def _raw_cases(raw: Path) -> dict[str, dict[str, Any]]:
-    """Case -> its ``images`` (one per channel) and ``label``, as nnU-Net finds them."""
-    from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
-
-    cases: dict[str, dict[str, Any]] = get_filenames_of_train_images_and_targets(str(raw))
-    if not cases:
-        raise UserError(f"{raw} has no training cases.")
-    return cases
 
 
 def _test_set(raw: Path) -> tuple[str | None, str | None]:
@@ -213,8 +176,8 @@ def _plan_and_preprocess(
 ) -> None:
     """Have nnU-Net make what is missing of plans and preprocessed images."""
     benchmark = layout.benchmark
-    preprocessed = folders["nnUNet_preprocessed"] / benchmark.dataset
-    number = benchmark.dataset[len("Dataset") :][:3]
+    preprocessed = folders[PREPROCESSED] / benchmark.dataset
+    number = number_of(benchmark.dataset)
     path = preprocessed / f"{plans_name}.json"
     workers = str(commands.workers())
     if path.exists():
@@ -297,9 +260,9 @@ def _is_preprocessed(preprocessed: Path, configuration: Mapping[str, Any], cases
 # ------------------------------------------------------------------------ the benchmark's folders
 
 
-def _splits(layout: Layout, preprocessed: Path, cases: list[str]) -> list[dict[str, list[str]]]:
+def _splits(layout: Layout, preprocessed: Path, cases: list[str]) -> list[Split]:
     """Training and held-out cases of each fold; those of an earlier run stay."""
-    own, users = layout.dataset / "splits_final.json", preprocessed / "splits_final.json"
+    own, users = layout.dataset / SPLITS_FILE, preprocessed / SPLITS_FILE
     if own.exists():
         splits = read_json(own)
     elif layout.benchmark.splits is not None:
@@ -327,7 +290,7 @@ def _splits(layout: Layout, preprocessed: Path, cases: list[str]) -> list[dict[s
     return splits
 
 
-def _split(validation: str, training: str | None, cases: Sequence[str]) -> dict[str, list[str]]:
+def _split(validation: str, training: str | None, cases: Sequence[str]) -> Split:
     held_out = [case for case in cases if re.fullmatch(validation, case)]
     others = [case for case in cases if case not in held_out]
     if training is not None:
@@ -341,14 +304,31 @@ def _split(validation: str, training: str | None, cases: Sequence[str]) -> dict[
     return {"train": others, "val": held_out}
 
 
+def _with_domains(
+    training: Training, layout: Layout, splits: Sequence[Split], domains: Domains
+) -> Training:
+    """Say before hours of training that a trainer misses domains in some fold."""
+    if training.problem or not training.requires_domains:
+        return training
+    benchmark = layout.benchmark
+    try:
+        for fold in benchmark.folds:
+            refuse_unfit_for_training(
+                domains, splits[fold]["train"], training.trainer, benchmark.dataset, least=2
+            )
+    except UserError as error:
+        return replace(training, problem=str(error))
+    return training
+
+
 def _write_preprocessed(
     layout: Layout,
     preprocessed: Path,
     trainings: Mapping[str, Training],
-    splits: list[dict[str, list[str]]],
+    splits: list[Split],
 ) -> None:
     layout.dataset.mkdir(parents=True, exist_ok=True)
-    write_json(layout.dataset / "splits_final.json", splits)
+    write_json(layout.dataset / SPLITS_FILE, splits)
     for name in ("dataset.json", "dataset_fingerprint.json"):
         shutil.copyfile(preprocessed / name, layout.dataset / name)
     for plans_name in _names_of_plans(layout.benchmark):

@@ -209,6 +209,12 @@ def read(path: Path) -> Benchmark:
     return from_content(read_json(path), str(path))
 
 
+def write(benchmark: Benchmark, path: Path) -> None:
+    """Write a benchmark file so that it is never seen half-written."""
+    with replacing(path) as partial:
+        partial.write_text(as_json(benchmark), encoding="utf-8")
+
+
 def claim(folder: Path, benchmark: Benchmark) -> None:
     """Make ``folder`` the home of this benchmark, which may add to the one that is there.
 
@@ -224,8 +230,7 @@ def claim(folder: Path, benchmark: Benchmark) -> None:
             f"{folder} is not empty and holds no benchmark. Name another folder with --out."
         )
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as partial:
-        partial.write_text(as_json(benchmark), encoding="utf-8")
+    write(benchmark, path)
 
 
 def _refuse_another(before: Benchmark, now: Benchmark, folder: Path) -> None:

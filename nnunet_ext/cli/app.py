@@ -9,8 +9,10 @@ from nnunet_ext.cli.benchmark import benchmark
 from nnunet_ext.cli.configure import configure
 from nnunet_ext.cli.demo import demo
 from nnunet_ext.cli.doctor import doctor
+from nnunet_ext.cli.domains import domains
 from nnunet_ext.cli.export_stock import export_stock
 from nnunet_ext.cli.fetch import fetch
+from nnunet_ext.cli.join import join
 from nnunet_ext.cli.list import list_methods
 from nnunet_ext.cli.run import run
 
@@ -37,6 +39,8 @@ app.command("fetch", short_help="Download tasks of the Medical Decathlon.")(fetc
 app.add_typer(benchmark, name="benchmark", short_help="Compare trainers on one data set.")
 app.command("configure", short_help="Write settings of your own into the plans.")(configure)
 app.command("export-stock", short_help="Copy a model for nnU-Net without nnunet_ext.")(export_stock)
+app.command("domains", short_help="Say which case comes from which scanner or site.")(domains)
+app.command("join", short_help="Make one data set of several, each a domain.")(join)
 
 
 def _print_version(wanted: bool) -> None:

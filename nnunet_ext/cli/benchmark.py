@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -177,12 +176,12 @@ def run(
 def _converted(what: str, console: Console) -> str:
     """The data set that a Decathlon task becomes, fetched and converted if need be."""
     from nnunet_ext import commands, decathlon
-    from nnunet_ext.benchmark.prepare import nnunet_folder
     from nnunet_ext.cli.fetch import fetch_shown
+    from nnunet_ext.datasets import RAW, nnunet_folder
 
     if what not in decathlon.TASKS:
         return what
-    raw = nnunet_folder("nnUNet_raw")
+    raw = nnunet_folder(RAW)
     task = decathlon.check_task_folder(fetch_shown(console, what, Path()))
     if not (raw / task.dataset_name).is_dir():
         command = ["nnUNetv2_convert_MSD_dataset", "-i", str(task.path)]
@@ -196,7 +195,7 @@ def _find(
 ) -> tuple[Benchmark, Path]:
     """The benchmark that is asked for, and its folder."""
     from nnunet_ext.benchmark import spec
-    from nnunet_ext.benchmark.prepare import find_dataset
+    from nnunet_ext.datasets import find_dataset
 
     path = Path(what)
     if path.suffix == ".json" or (path / spec.FILE_NAME).exists():
@@ -277,13 +276,13 @@ def _report(
     from nnunet_ext.benchmark.collect import collect, without_images
     from nnunet_ext.benchmark.report import write_report
     from nnunet_ext.console import print_plain
+    from nnunet_ext.files import write_json
 
     results = collect(layout, baseline)
     for problem in results.problems:
         print_plain(console, f"Problem: {problem}", "bold red")
     folder = out or layout.report
     page = write_report(results if images else without_images(results), folder, layout.root)
-    (folder / spec.FILE_NAME).write_text(spec.as_json(layout.benchmark), encoding="utf-8")
-    environment = json.dumps(results.environment, indent=2) + "\n"
-    (folder / "environment.json").write_text(environment, encoding="utf-8")
+    spec.write(layout.benchmark, folder / spec.FILE_NAME)
+    write_json(folder / "environment.json", results.environment)
     print_plain(console, f"Report: {page}")

@@ -1,18 +1,14 @@
 """A plans file in ``nnUNet_preprocessed``: finding, reading and rewriting it safely."""
 
 import json
-import os
-import re
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nnunet_ext.datasets import PREPROCESSED, find_dataset, nnunet_folder
 from nnunet_ext.errors import UserError
-from nnunet_ext.files import read_json, replacing
+from nnunet_ext.files import read_object, replacing
 from nnunet_ext.near import did_you_mean
-
-FOLDER_VARIABLE = "nnUNet_preprocessed"
 
 Configuration = dict[str, Any]
 
@@ -29,7 +25,7 @@ class PlansFile:
     def __init__(self, path: Path) -> None:
         self.path = path.resolve()  # saving replaces the file, not a link to it
         self.name = path.stem
-        self.content = _read_object(path)
+        self.content = read_object(path)
         if not isinstance(self.content.get("configurations"), dict):
             raise UserError(f'{path} is not a plans file: it has no "configurations".')
 
@@ -91,7 +87,7 @@ def open_plans(dataset: str, plans: str) -> PlansFile:
         UserError: If nnUNet_preprocessed, the data set or the plans file is missing, or the
             file is not a plans file. The message says what there is instead.
     """
-    folder = _dataset_folder(dataset)
+    folder = nnunet_folder(PREPROCESSED) / find_dataset(dataset, PREPROCESSED)
     plans = plans.removesuffix(".json")
     path = folder / f"{plans}.json"
     if path.parent != folder or not path.is_file():
@@ -104,54 +100,13 @@ def open_plans(dataset: str, plans: str) -> PlansFile:
     return PlansFile(path)
 
 
-def _dataset_folder(dataset: str) -> Path:
-    root = _preprocessed_folder()
-    folders = {folder.name: folder for folder in sorted(root.glob("Dataset*")) if folder.is_dir()}
-    if dataset in folders:
-        return folders[dataset]
-    if dataset.isascii() and dataset.isdigit():
-        # as nnU-Net does it: Dataset004_Hippocampus is number 4
-        found = [n for n in folders if re.match(rf"Dataset{int(dataset):03d}(\D|$)", n)]
-        if len(found) == 1:
-            return folders[found[0]]
-        if found:
-            raise UserError(
-                f"{root} has several data sets of number {int(dataset)}: {', '.join(found)}. "
-                "Give the name instead of the number."
-            )
-    there_are = f"There are: {', '.join(folders)}." if folders else "It has none at all."
-    raise UserError(
-        f'{root} has no data set "{dataset}".{did_you_mean(dataset, folders)} {there_are} '
-        "A data set comes there by nnUNetv2_plan_and_preprocess -d DATASET."
-    )
-
-
-def _preprocessed_folder() -> Path:
-    folder = os.environ.get(FOLDER_VARIABLE)
-    if not folder:
-        raise UserError(
-            f"The environment variable {FOLDER_VARIABLE} is not set. Set it to the folder of "
-            f"nnU-Net's preprocessed data, for example: export {FOLDER_VARIABLE}=/data/preprocessed"
-        )
-    if not Path(folder).is_dir():
-        raise UserError(f"{FOLDER_VARIABLE} is {folder}, but there is no such folder.")
-    return Path(folder)
-
-
 def _plans_in(folder: Path) -> list[str]:
     names = []
     for path in sorted(folder.glob("*.json")):
         try:
-            content = _read_object(path)
+            content = read_object(path)
         except UserError:
             continue
         if "configurations" in content:
             names.append(path.stem)
     return names
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    content = read_json(path)
-    if not isinstance(content, Mapping):
-        raise UserError(f"{path} must hold a JSON object.")
-    return dict(content)

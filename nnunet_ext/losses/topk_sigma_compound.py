@@ -15,6 +15,7 @@ from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from torch import Tensor, nn
 
 from nnunet_ext.errors import UserError
+from nnunet_ext.losses.noise_share import NoiseEstimator, log_odds
 from nnunet_ext.losses.topk_sigma import Selected, TopKSigmaLoss, trimmed_share
 
 DiceForm: TypeAlias = Literal["masked", "plain", "none"]
@@ -22,7 +23,7 @@ Scales: TypeAlias = Tensor | Sequence[Tensor]
 """One tensor, or one per scale of deep supervision, full resolution first."""
 
 OBSERVED_VOXELS = 2**17
-"""Voxels of a batch, evenly spread, from which the trimmed share of each class is measured."""
+"""Voxels of a batch, evenly spread, that logged shares and estimates are taken from."""
 
 
 class _Voxels(NamedTuple):
@@ -61,6 +62,8 @@ class TopKSigmaCompoundLoss(nn.Module):
             ``"plain"`` fully; ``"none"`` leaves Dice out everywhere, also in ``stock``.
         images_per_rank: Largest batch of a process under DDP, where images of all ranks are
             ranked together; None if there is only this process.
+        noise: Counts what is seen in evaluation, if given: one class per label, or for regions
+            each region, then the outside of each.
 
     Raises:
         UserError: If ``stock`` is none of nnU-Net's two default losses.
@@ -73,6 +76,7 @@ class TopKSigmaCompoundLoss(nn.Module):
         num_classes: int,
         dice: DiceForm = "masked",
         images_per_rank: int | None = None,
+        noise: NoiseEstimator | None = None,
     ) -> None:
         super().__init__()
         if dice not in ("masked", "plain", "none"):
@@ -82,6 +86,7 @@ class TopKSigmaCompoundLoss(nn.Module):
         self.num_classes = num_classes
         self.dice: DiceForm = dice
         self.images_per_rank = images_per_rank
+        self.noise = noise
         _refuse_other_losses(self._single_scale)
         if dice == "none":
             self._single_scale.weight_dice = 0
@@ -104,6 +109,8 @@ class TopKSigmaCompoundLoss(nn.Module):
             target: Labels (B, 1, *S), or regions (B, R, *S) and, where there is an ignore
                 label, its map as one more channel; one per scale like ``net_output``.
         """
+        if self.noise is not None and not self.training:
+            self._count(self.noise, net_output, target)
         if not (self.training and self.envelope.is_active):
             stock: Tensor = self.stock(net_output, target)
             return stock
@@ -187,9 +194,24 @@ class TopKSigmaCompoundLoss(nn.Module):
         return loss
 
     @torch.no_grad()
+    def _count(self, noise: NoiseEstimator, net_output: Scales, target: Scales) -> None:
+        logits = net_output if isinstance(net_output, Tensor) else net_output[0]
+        labels = target if isinstance(target, Tensor) else target[0]
+        step = _observed_step(labels[:, 0])
+        logits = logits.flatten(2)[..., ::step].float()
+        voxels = self._voxels(logits, labels.flatten(2)[..., ::step])
+        if self._has_regions:
+            inside = voxels.truth.bool()
+            scores, members = torch.cat([logits, -logits], 1), torch.cat([inside, ~inside], 1)
+        else:
+            scores = log_odds(logits)
+            channels = torch.arange(logits.shape[1], device=logits.device)
+            members = voxels.truth == channels.view(1, -1, 1)
+        noise.observe(scores, members, voxels.loss, voxels.valid)
+
+    @torch.no_grad()
     def _observe(self, weights: Tensor, voxels: _Voxels) -> None:
-        # an odd step does not stay on one face of a patch
-        step = weights.numel() // OBSERVED_VOXELS | 1
+        step = _observed_step(weights)
         valid = None if voxels.valid is None else voxels.valid.flatten(1)[:, ::step]
         classes = self._classes(voxels.truth.flatten(2)[..., ::step])
         share = trimmed_share(weights.flatten(1)[:, ::step], classes, self.num_classes, valid)
@@ -205,6 +227,11 @@ class TopKSigmaCompoundLoss(nn.Module):
         """
         observed, self._observed = self._observed, None
         return torch.zeros(2, self.num_classes) if observed is None else observed.cpu()
+
+
+def _observed_step(voxels: Tensor) -> int:
+    # an odd step does not stay on one face of a patch
+    return voxels.numel() // OBSERVED_VOXELS | 1
 
 
 def _refuse_other_losses(loss: Any) -> None:

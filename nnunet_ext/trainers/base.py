@@ -24,6 +24,8 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from nnunet_ext import __version__
+from nnunet_ext.domains import sampling, validation
+from nnunet_ext.domains.assignment import read_domains, refuse_unfit_for_training
 from nnunet_ext.errors import NonFiniteLossError
 from nnunet_ext.settings import (
     TrainingSettings,
@@ -78,6 +80,8 @@ class ExtensionTrainer(nnUNetTrainer):
     """Method -> settings class that this class adds to those of its bases."""
     epochs_from_name: ClassVar[int | None] = None
     """Set by names such as CateNormTrainer_250epochs."""
+    requires_domains: ClassVar[bool] = False
+    """Whether training needs two domains and the domain of every training case."""
     leaves_parameters_unused: ClassVar[bool] = False
     """Whether some update leaves parameters of the network without gradient."""
 
@@ -99,10 +103,9 @@ class ExtensionTrainer(nnUNetTrainer):
             method: read_method_settings(resolved, method, settings_class, where)
             for method, settings_class in self.collected_method_settings().items()
         }
+        self.domains = read_domains(dataset_json)  # case -> domain
         super().__init__(plans, configuration, fold, dataset_json, device)
         self._apply_training_settings()
-        # MERGE: a stand-in for what the domains branch reads and checks here
-        self.domains: dict[str, str] = dict(dataset_json.get("domains", {}))
         self.auxiliary = nn.ModuleDict()
         self.auxiliary_optimizers: dict[str, Optimizer] = {}
         self.history = History()
@@ -217,8 +220,26 @@ class ExtensionTrainer(nnUNetTrainer):
             self.inference_allowed_mirroring_axes = None
         return configured
 
+    def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
+        training, held_out = super().get_tr_and_val_datasets()
+        evenly = self.training_settings.sampling == "domains"
+        if self.requires_domains or evenly:
+            refuse_unfit_for_training(
+                self.domains,
+                training.identifiers,
+                type(self).__name__ if self.requires_domains else 'sampling "domains"',
+                self.plans_manager.dataset_name,
+                least=2 if self.requires_domains else 1,
+            )
+        if evenly:
+            training.sampling_probabilities = sampling.even_probabilities(
+                training.identifiers, self.domains
+            )
+        return training, held_out
+
     def get_dataloaders(self) -> tuple[Any, Any]:
-        loaders = super().get_dataloaders()
+        with sampling.probabilities_respected():
+            loaders = super().get_dataloaders()
         if self.training_settings.seed is not None and isinstance(
             loaders[0], SingleThreadedAugmenter
         ):
@@ -316,6 +337,37 @@ class ExtensionTrainer(nnUNetTrainer):
         parts = [part for rank in self.gather(parts) for part in rank]
         for name in dict.fromkeys(name for part in parts for name in part):
             self.record(name, float(np.mean([part[name] for part in parts if name in part])))
+
+    def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        if not self.domains:
+            scores: dict[str, Any] = super().validation_step(batch)
+            return scores
+        with validation.counted_by_image() as counted:
+            scores = super().validation_step(batch)
+        return scores | {
+            "counts": validation.with_domains(counted, batch.get("keys", ()), self.domains)
+        }
+
+    def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
+        counts = [count for output in val_outputs for count in output.pop("counts", ())]
+        super().on_validation_epoch_end(val_outputs)
+        counts = [count for rank in self.gather(counts) for count in rank]
+        background = not self.label_manager.has_regions
+        for domain, dice in validation.pseudo_dice(counts, background).items():
+            self.record(f"{domain}_pseudo_dice", dice)
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        super().perform_actual_validation(save_probabilities)
+        folder = Path(self.output_folder, "validation")
+        # some of nnU-Net's trainers, made for measuring speed, do not validate
+        if self.domains and self.local_rank == 0 and (folder / "summary.json").exists():
+            table = validation.summarise(
+                folder,
+                self.dataset_json,
+                self.plans_manager.image_reader_writer_class(),
+                self.label_manager.ignore_label,
+            )
+            self.print_to_log_file(f"Validation by domain:\n{table}")
 
     def record(self, name: str, value: float) -> None:
         """Put a figure of this epoch into ``losses.csv``, its plot, the log and W&B."""

@@ -5,7 +5,7 @@ certain.
 """
 
 from math import ceil
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.distributed as dist
@@ -13,7 +13,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import nn
 
-from nnunet_ext.losses import TopKSigmaCompoundLoss, TopKSigmaLoss
+from nnunet_ext.losses import NoiseEstimator, TopKSigmaCompoundLoss, TopKSigmaLoss
+from nnunet_ext.losses.noise_share import estimate_noise
 from nnunet_ext.losses.topk_sigma import Scope, Smoothing
 from nnunet_ext.losses.topk_sigma_compound import DiceForm
 from nnunet_ext.settings import STRICT
@@ -23,6 +24,11 @@ from nnunet_ext.trainers.catenorm import CateNormTrainer
 SMALL_BATCH = 4
 """In 3D, choosing among fewer images than this would nearly always drop the background."""
 TRIMS_TOO_MUCH = 0.5
+AUTO = "auto"
+ESTIMATE = "estimated_sigma"
+RECENT_EPOCHS = 5
+"""So many epochs in a row must find wrong labels: a network that still learns takes its own
+errors for them, but for fewer and fewer."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -30,8 +36,8 @@ class TopKSigmaSettings:
     """Settings of the loss. The paper's values are unknown; these defaults are ours."""
 
     sigma: Annotated[
-        float,
-        Field(ge=0, lt=1, description="share of voxels left out, about that of wrong labels"),
+        Annotated[float, Field(ge=0, lt=1)] | Literal["auto"],
+        Field(description='share of voxels left out, or "auto": what validation patches tell'),
     ] = 0.02
     top_fraction: Annotated[
         float | None,
@@ -85,8 +91,12 @@ class TopKSigmaMixin(ExtensionTrainer):
 
     @property
     def target_sigma(self) -> float:
-        """Sigma at full strength."""
-        return self.topk_sigma.sigma
+        """Sigma at full strength; for "auto" the lowest estimate of the recent epochs."""
+        sigma = self.topk_sigma.sigma
+        if not isinstance(sigma, str):
+            return sigma
+        recent = [row[ESTIMATE] for row in self.history.rows[-RECENT_EPOCHS:]]
+        return min(recent) if len(recent) == RECENT_EPOCHS else 0.0
 
     @property
     def target_top_fraction(self) -> float:
@@ -112,6 +122,14 @@ class TopKSigmaMixin(ExtensionTrainer):
             names.sort(key=lambda name: int(labels[name]))
         return ["background", *names]
 
+    @property
+    def _judged_names(self) -> list[str]:
+        """What a voxel is or is not: classes, or regions and then the outside of each."""
+        if not self.label_manager.has_regions:
+            return self.class_names
+        regions = self.class_names[1:]
+        return [*regions, *(f"outside_{name}" for name in regions)]
+
     def _build_loss(self) -> nn.Module:
         settings = self.topk_sigma
         envelope = TopKSigmaLoss(
@@ -123,8 +141,9 @@ class TopKSigmaMixin(ExtensionTrainer):
         per_rank = None
         if self.is_ddp:
             per_rank = ceil(self.configuration_manager.batch_size / dist.get_world_size())
+        noise = NoiseEstimator(len(self._judged_names)) if settings.sigma == AUTO else None
         return TopKSigmaCompoundLoss(
-            super()._build_loss(), envelope, len(self.class_names), settings.dice, per_rank
+            super()._build_loss(), envelope, len(self.class_names), settings.dice, per_rank, noise
         )
 
     def on_train_epoch_start(self) -> None:
@@ -152,6 +171,16 @@ class TopKSigmaMixin(ExtensionTrainer):
     def on_validation_epoch_start(self) -> None:
         super().on_validation_epoch_start()
         self.loss.eval()
+
+    def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
+        super().on_validation_epoch_end(val_outputs)
+        if self.loss.noise is None:
+            return
+        counts = torch.stack(self.gather(self.loss.noise.pop_counts())).sum(0)
+        found = estimate_noise(counts)
+        for name, rate in zip(self._judged_names, found.rates.tolist(), strict=True):
+            self.record(f"mislabelled_{name}", rate)
+        self.record(ESTIMATE, found.sigma)
 
 
 class TopKSigmaTrainer(TopKSigmaMixin, ExtensionTrainer):

@@ -110,7 +110,7 @@ def test_a_label_that_is_nowhere_has_no_dice(layout: Layout, dice: Any) -> None:
 def test_images_are_measured_once(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     (summary,) = layout.root.rglob("summary.json")
     first = measure_evaluation(summary.parent, layout)
-    monkeypatch.setattr(collecting, "measure", None)
+    monkeypatch.setattr(collecting, "measure_case", None)
     assert measure_evaluation(summary.parent, layout).equals(first)
 
 

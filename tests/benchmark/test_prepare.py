@@ -14,9 +14,9 @@ from nnunet_ext import commands, discovery
 from nnunet_ext.benchmark import prepare as preparing
 from nnunet_ext.benchmark import spec
 from nnunet_ext.benchmark.layout import Cell, Layout
-from nnunet_ext.benchmark.prepare import Prepared, find_dataset, planner_of, read_prepared
+from nnunet_ext.benchmark.prepare import Prepared, planner_of, read_prepared
 from nnunet_ext.errors import UserError
-from tests.tiny import BASE, CASES, CONFIGURATION, DATASET, PLANS, QUICK, World
+from tests.tiny import BASE, CASES, CONFIGURATION, DATASET, PLANS, QUICK, TWO_SITES, World
 
 MakeWorld = Callable[..., World]
 ARMS: dict[str, Any] = {
@@ -75,6 +75,26 @@ def test_a_trainer_that_takes_no_seed_gets_none(world: World) -> None:
     made = configurations[Cell("stock", BASE, 0, 0).trained_configuration]
     assert made["nnunet_ext"] == {}
     assert not prepared.trainings["stock"].seeded
+
+
+def test_a_trainer_that_needs_domains_is_refused_before_it_trains_in_vain(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nnunet_ext.trainers.CateNormTrainer.requires_domains", True)
+    _, prepared = prepare(world)
+    assert "CateNormTrainer needs the domain" in prepared.trainings["wide"].problem
+    assert f"nnunet-ext domains {DATASET}" in prepared.trainings["wide"].problem
+    assert not prepared.trainings["stock"].problem
+
+
+def test_a_trainer_that_needs_domains_is_prepared_where_each_fold_has_two(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nnunet_ext.trainers.CateNormTrainer.requires_domains", True)
+    world = make_world(domains=TWO_SITES)
+    world.write_raw()
+    _, prepared = prepare(world)
+    assert not prepared.trainings["wide"].problem
 
 
 def test_images_are_links_and_labels_and_folds_the_benchmarks_own(world: World) -> None:
@@ -188,18 +208,6 @@ def test_stock_planners_name_their_plans_as_we_think() -> None:
     for plans, planner in preparing.STOCK_PLANNERS.items():
         found = recursive_find_python_class(folder, planner, "nnunetv2.experiment_planning")
         assert signature(found).parameters["plans_name"].default == plans
-
-
-def test_data_sets_are_found_by_number_and_name(world: World) -> None:
-    assert find_dataset("777") == find_dataset(DATASET) == DATASET
-    with pytest.raises(UserError, match=f"Did you mean {DATASET}"):
-        find_dataset("Dataset777_Tyni")
-
-
-def test_missing_folders_of_nnunet_are_named(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("nnUNet_raw")
-    with pytest.raises(UserError, match=r"nnUNet_raw .*is not set"):
-        find_dataset("777")
 
 
 def test_noisy_labels_are_for_training_and_clean_ones_for_the_scores(

@@ -34,7 +34,7 @@ def trained(
 ) -> Callable[[str], Any]:
     """Train a tiny model and return the trainer."""
     contract.without_progress_plot(monkeypatch)
-    world = make_world(dim=2)
+    world = make_world(dim=2, domains=tiny.TWO_SITES)
 
     def train(name: str) -> Any:
         trainer = world.trainer(name, {"num_epochs": 1})

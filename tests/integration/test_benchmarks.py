@@ -32,7 +32,7 @@ def run(script: str, *arguments: str | Path) -> str:
 def test_step_cost_compares_arms_with_settings_and_names_its_circumstances(
     make_world: Callable[..., tiny.World], tmp_path: Path
 ) -> None:
-    make_world(regions=True, ignore=True)
+    make_world(regions=True, ignore=True, domains=tiny.TWO_SITES)
     record = tmp_path / "record.json"
     catenorm = 'CateNormTrainer={"catenorm": {"plain_fraction": 0.0}}'
     data = ["--dataset", "777", "--plans", tiny.PLANS, "--configuration", tiny.BASE]
@@ -78,7 +78,7 @@ def test_ram_dsir_pictures_are_drawn_from_a_model_that_stays_as_it_is(
     tmp_path: Path,
 ) -> None:
     contract.without_progress_plot(monkeypatch)
-    trainer = make_world(**kind).trainer("RAMDSIRTrainer")
+    trainer = make_world(**kind, domains=tiny.TWO_SITES).trainer("RAMDSIRTrainer")
     trainer.run_training()
     model = Path(trainer.output_folder_base)
     before = {file: file.stat().st_mtime_ns for file in model.rglob("*")}

@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_ext.augmentation import amplitude_mixup
 from nnunet_ext.augmentation.amplitude_mixup import StyleBank, low_frequencies
-from nnunet_ext.errors import CheckpointError, SettingsError
+from nnunet_ext.errors import CheckpointError, SettingsError, UserError
 from nnunet_ext.losses import RestorationLoss, SymmetricKLConsistency
 from nnunet_ext.networks import RestorationDecoder
 from nnunet_ext.networks.restoration import return_features
@@ -38,6 +39,12 @@ KINDS = pytest.mark.parametrize(
     ],
     ids=["plain", "batch norm, regions", "residual, ignore", "one scale", "cascade"],
 )
+
+
+@pytest.fixture
+def make_world(make_world: MakeWorld) -> MakeWorld:
+    """Worlds whose batches hold both of two domains."""
+    return partial(make_world, domains=("here", "there", "here", "there"))
 
 
 @pytest.fixture(autouse=True)
@@ -471,6 +478,21 @@ def test_settings_out_of_range_are_refused(
 ) -> None:
     with pytest.raises(SettingsError, match=message):
         make_world().trainer("RAMDSIRTrainer", {"ram_dsir": settings})
+
+
+@pytest.mark.parametrize(
+    ("domains", "message"),
+    [
+        ((), "RAMDSIRTrainer needs the domain of every training case"),
+        (("A", None, "B", "B"), r"1 case.*\(case_1\)"),
+        (("A", "A", "A", "B"), "at least 2 domains"),
+    ],
+)
+def test_missing_domains_are_refused_before_training(
+    make_world: MakeWorld, domains: tuple[str | None, ...], message: str
+) -> None:  # [13]
+    with pytest.raises(UserError, match=message):
+        make_world(dim=2, domains=domains).trainer("RAMDSIRTrainer").run_training()
 
 
 # --------------------------------------------------------------------------- several processes

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from torch import nn
 
 from nnunet_ext.errors import SettingsError, UserError
 from nnunet_ext.losses import TopKSigmaCompoundLoss, TopKSigmaLoss
+from nnunet_ext.losses.noise_share import estimate_noise
 from nnunet_ext.settings import read_method_settings
 from nnunet_ext.trainers import CateNormTopKSigmaTrainer, CateNormTrainer, TopKSigmaTrainer
 from nnunet_ext.trainers.topk_sigma import TopKSigmaMixin, TopKSigmaSettings
@@ -228,6 +229,94 @@ class TestLog:
         trainer = make_world().trainer("TopKSigmaTrainer")
         trainer.dataset_json["labels"] = {"b": 2, "ignore": 3, "background": 0, "a": 1}
         assert trainer.class_names == ["background", "a", "b"]
+
+
+class TestAuto:
+    """Sigma estimated from validation patches."""
+
+    AUTO: ClassVar[dict[str, Any]] = at_once(sigma="auto", top_fraction=1.0)
+
+    def test_without_estimates_nothing_is_left_out(self, make_world: MakeWorld) -> None:
+        trainer = tiny.ready(make_world(dim=2).trainer("TopKSigmaTrainer", self.AUTO))
+        assert trainer.target_sigma == 0
+        assert not trainer.loss.envelope.is_active
+
+    def test_the_lowest_estimate_of_five_epochs_counts(self, make_world: MakeWorld) -> None:
+        trainer = tiny.ready(make_world(dim=2).trainer("TopKSigmaTrainer", self.AUTO))
+        in_force = []
+        for epoch, sigma in enumerate([0.09, 0.02, 0.03, 0.05, 0.04, 0.06, 0.0, 0.07]):
+            trainer.history.add(epoch, {"estimated_sigma": sigma})
+            trainer.on_train_epoch_start()
+            in_force.append(trainer.loss.envelope.sigma)
+        assert in_force == [0, 0, 0, 0, 0.02, 0.02, 0, 0]
+
+    @pytest.mark.parametrize(
+        ("task", "names"),
+        [
+            ({"ignore": True}, ["background", "organ", "lesion"]),
+            ({"regions": True, "ignore": True}, ["whole", "core", "outside_whole", "outside_core"]),
+        ],
+        ids=["classes", "regions"],
+    )
+    def test_every_epoch_tells_what_it_found_of_each_class(
+        self, make_world: MakeWorld, task: dict[str, Any], names: list[str]
+    ) -> None:
+        trainer = make_world(dim=2, **task).trainer("TopKSigmaTrainer", self.AUTO)
+        trainer.run_training()
+        for row in trainer.history.rows:
+            rates = {name: value for name, value in row.items() if name.startswith("mislabelled")}
+            assert list(rates) == [f"mislabelled_{name}" for name in names]
+            assert all(0 <= rate <= 1 for rate in rates.values())
+            assert 0 <= row["estimated_sigma"] < 1
+
+    @pytest.mark.parametrize("task", TASKS, ids=str)
+    @pytest.mark.parametrize("missing", [0.0, 0.4])
+    def test_labels_that_are_missing_are_found(
+        self, make_world: MakeWorld, task: tiny.Task, missing: float
+    ) -> None:
+        trainer = tiny.ready(make_world(**vars(task)).trainer("TopKSigmaTrainer", self.AUTO))
+        batch = tiny.batch_for(trainer, task)
+        scales = batch["target"] if task.deep_supervision else [batch["target"]]
+        outputs = [confident(scale, trainer) for scale in scales]
+        for scale in scales:  # background, or outside of all regions
+            heads = trainer.label_manager.num_segmentation_heads
+            labels = scale[:, :heads] if task.regions else scale
+            lost = torch.rand_like(labels[:, :1].float()) < missing
+            labels[(lost & (labels < heads)).expand_as(labels)] = 0
+        trainer.on_validation_epoch_start()
+        trainer.loss(outputs if task.deep_supervision else outputs[0], batch["target"])
+        noise = estimate_noise(trainer.loss.noise.pop_counts())
+        if missing == 0:
+            assert noise.sigma == 0
+            assert noise.rates.max() == 0
+        else:
+            first_foreground = 0 if task.regions else 1
+            assert noise.rates[first_foreground] == pytest.approx(missing, abs=0.2)
+            assert 0 < noise.sigma < 0.5
+
+    def test_a_continued_training_remembers_its_estimates(self, make_world: MakeWorld) -> None:
+        world = make_world(dim=2)
+        first = world.trainer("TopKSigmaTrainer", self.AUTO)
+        first.run_training()
+        second = tiny.ready(world.trainer("TopKSigmaTrainer", self.AUTO))
+        second.load_checkpoint(str(Path(first.output_folder, "checkpoint_final.pth")))
+        estimates = [row["estimated_sigma"] for row in second.history.rows]
+        assert estimates == [row["estimated_sigma"] for row in first.history.rows]
+        assert second.target_sigma == first.target_sigma
+
+    def test_a_fixed_sigma_estimates_nothing(self, make_world: MakeWorld) -> None:
+        trainer = tiny.ready(make_world(dim=2).trainer("TopKSigmaTrainer", at_once(sigma=0.1)))
+        assert trainer.loss.noise is None
+
+
+def confident(target: torch.Tensor, trainer: Any) -> torch.Tensor:
+    """Logits of a network that is nearly sure of what the target (B, 1 or R, *S) says."""
+    if trainer.label_manager.has_regions:
+        regions = trainer.label_manager.num_segmentation_heads
+        return (target[:, :regions].float() * 2 - 1) * 5
+    heads = trainer.label_manager.num_segmentation_heads
+    known = target.long().clamp(0, heads - 1)
+    return torch.zeros(len(target), heads, *target.shape[2:]).scatter_(1, known, 5.0)
 
 
 class TestCombination:

@@ -6,15 +6,24 @@ normalised surface Dice is that of Nikolov et al. (J Med Internet Res 23, 2021),
 surface at sub-voxel resolution.
 """
 
+import ast
 import math
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import find_objects
+
+from nnunet_ext.errors import UserError
+
+if TYPE_CHECKING:
+    from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+
+MEASURES = ("dice", "nsd", "hd95", "assd")
 
 Region: TypeAlias = int | tuple[int, ...]
 """A label, or labels that are measured as one structure."""
@@ -45,6 +54,54 @@ class Measures:
     hd95: float
     assd: float
     empty: str
+
+
+def measure_case(
+    case: Mapping[str, Any],
+    evaluation: Path,
+    reader: "BaseReaderWriter",
+    ignore: int | None,
+    ending: str,
+) -> list[dict[str, Any]]:
+    """Measure a case that nnU-Net has evaluated.
+
+    Args:
+        case: An element of ``metric_per_case`` in nnU-Net's ``summary.json``.
+        evaluation: Folder with the predictions.
+        reader: nnU-Net's reader of these files.
+        ignore: Label of the truth that does not count.
+        ending: Of the files' names.
+
+    Returns:
+        For each label: case, label, dice (nnU-Net's own), nsd, hd95, assd, empty, truth,
+        prediction.
+
+    Raises:
+        UserError: If prediction and truth do not match.
+    """
+    # by name, so that a results folder can be moved
+    prediction = evaluation / Path(case["prediction_file"]).name
+    truth = Path(case["reference_file"])
+    regions: dict[str, Region] = {key: ast.literal_eval(key) for key in case["metrics"]}
+    true, properties = reader.read_seg(str(truth))
+    predicted, _ = reader.read_seg(str(prediction))
+    try:
+        measured = measure(
+            true[0], predicted[0], properties["spacing"], list(regions.values()), ignore
+        )
+    except ValueError as error:
+        raise UserError(f"{prediction} does not match {truth}: {error}") from None
+    return [
+        {
+            "case": prediction.name.removesuffix(ending),
+            "label": key,
+            **asdict(measured[region]),
+            "dice": case["metrics"][key]["Dice"],
+            "truth": str(truth),
+            "prediction": str(prediction),
+        }
+        for key, region in regions.items()
+    ]
 
 
 def measure(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from surface_distance import compute_surface_dice_at_tolerance, compute_surface_distances
 
-from nnunet_ext.benchmark.metrics import Measures, measure
+from nnunet_ext.metrics import Measures, measure
 
 Labels = NDArray[Any]
 
