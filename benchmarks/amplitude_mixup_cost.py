@@ -71,8 +71,8 @@ def timed(work: Callable[[], Any], device: torch.device) -> float:
     return time.perf_counter() - begin
 
 
-def measure(shape: tuple[int, ...], arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Let the arms take turns on images of one shape; medians of each."""
+def measure(shape: tuple[int, ...], arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Let the arms take turns on images of one shape; medians per image of each."""
     device = torch.device(arguments.device)
     generator = torch.Generator().manual_seed(0)
     source, partner = (
@@ -87,19 +87,15 @@ def measure(shape: tuple[int, ...], arguments: argparse.Namespace) -> list[dict[
             seconds = timed(work, device) / len(source)
             if run >= 2:  # the first runs fill caches
                 times[name].append(seconds)
-    rows = []
+    rows = {}
     for name, mine in times.items():
         ratios = [a / b for a, b in zip(times[PLAIN], mine, strict=True)]
         median = statistics.median(mine)
-        rows.append(
-            {
-                "shape": "x".join(map(str, shape)),
-                "arm": name,
-                "milliseconds": round(1000 * median, 3),
-                "images_per_s": round(1 / median, 1),
-                "times_as_fast": round(statistics.median(ratios), 1),
-            }
-        )
+        rows[f"{name}, {'x'.join(map(str, shape))}"] = {
+            "milliseconds": round(1000 * median, 3),
+            "images per s": round(1 / median, 1),
+            "times as fast": round(statistics.median(ratios), 1),
+        }
     return rows
 
 
@@ -123,11 +119,13 @@ def main() -> None:
     parser.add_argument("--record", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    rows = [row for shape in arguments.shape or SHAPES for row in measure(tuple(shape), arguments)]
-    columns = ("milliseconds", "images_per_s", "times_as_fast", "shape")
+    rows: dict[str, dict[str, float]] = {}
+    for shape in arguments.shape or SHAPES:
+        rows |= measure(tuple(shape), arguments)
+    columns = next(iter(rows.values()))
     print("  ".join(f"{column:>13}" for column in columns))
-    for row in rows:
-        print("  ".join(f"{row[column]:>13}" for column in columns), row["arm"])
+    for name, row in rows.items():
+        print("  ".join(f"{figure:>13}" for figure in row.values()), name)
     if arguments.record:
         kept = {key: value for key, value in vars(arguments).items() if key != "record"}
         record.save(arguments.record, {"arguments": kept, "images": rows})
