@@ -26,6 +26,7 @@ import record
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from numpy.typing import NDArray
 from scipy.stats import beta
 from torch import Tensor
@@ -59,7 +60,9 @@ def preprocessed(
     layout: Layout, root: Path, cell: Cell
 ) -> Mapping[str, tuple[NDArray[np.float32], NDArray[np.int16]]]:
     """Case -> preprocessed images and labels, of the cases held out from a cell."""
-    folder = root / layout.benchmark.dataset / f"{layout.benchmark.plans}_{cell.configuration}"
+    dataset_folder = root / layout.benchmark.dataset
+    plans = PlansManager(str(dataset_folder / f"{layout.benchmark.plans}.json"))
+    folder = dataset_folder / plans.get_configuration(cell.configuration).data_identifier
     held_out = read_prepared(layout).folds[cell.fold or 0]
     dataset = infer_dataset_class(str(folder))(str(folder), held_out)
     loaded = {case: dataset.load_case(case) for case in held_out}
