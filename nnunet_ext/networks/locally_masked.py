@@ -159,7 +159,7 @@ class LocallyMaskedUNet(nn.Module):
         size = int(self.encoder.compute_conv_feature_map_size(input_size))
         size += int(self.decoder.compute_conv_feature_map_size(input_size))
         voxels = np.prod(np.floor_divide(input_size, self._divisors[self.stage]), dtype=np.int64)
-        critic = self.feature_critic["seg_layers"]
-        maps = sum(m.out_channels for m in critic.modules() if hasattr(m, "out_channels"))
+        critic: Any = self.feature_critic["seg_layers"]
+        maps = sum(m.out_channels for m in critic if hasattr(m, "out_channels"))
         # training runs a batch of each domain
         return DOMAINS * (size + int(voxels) * int(maps))

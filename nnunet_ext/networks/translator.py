@@ -143,7 +143,7 @@ class _Styled(nn.Module):
         )
 
     def _styles(self, domain: Tensor) -> _Styles:
-        one_hot = F.one_hot(domain, DOMAINS).to(self.perceptron[0].weight.dtype)
+        one_hot = F.one_hot(domain, DOMAINS).float()
         for style in self.perceptron(one_hot).split([2 * width for width in self._widths], dim=1):
             shift, scale = style.chunk(2, dim=1)
             yield shift, scale

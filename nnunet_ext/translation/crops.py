@@ -82,13 +82,14 @@ class CropBatches(Dataset[torch.Tensor]):
                 rng.integers(max(0, have - want) + 1)
                 for have, want in zip(extent, self.shape, strict=True)
             ]
-            window = [slice(s, s + want) for s, want in zip(starts, self.shape, strict=True)]
+            window: list[Any] = [slice(None)]
             if len(self.shape) == 2:
-                window.insert(0, rng.integers(voxels.shape[1]))
-            unit = intensities.to_unit(voxels[(slice(None), *window)])
+                window.append(rng.integers(voxels.shape[1]))
+            window += [slice(s, s + want) for s, want in zip(starts, self.shape, strict=True)]
+            unit = intensities.to_unit(voxels[tuple(window)])
             if not is_flat(unit):
                 break
-        flipped = [axis for axis in range(1, unit.ndim) if rng.integers(2)]
+        flipped = tuple(axis for axis in range(1, unit.ndim) if rng.integers(2))
         return np.ascontiguousarray(np.flip(pad(unit, self.shape), flipped))
 
 

@@ -27,14 +27,12 @@ class IntensityRange:
     def to_unit(self, voxels: Voxels) -> Voxels:
         """Map intensities (C, *S) to [-1, 1]; what lies outside the range is clipped."""
         low, width = self._low_and_width(voxels)
-        unit: Voxels = np.clip((voxels - low) / width * 2 - 1, -1, 1)
-        return unit
+        return ((voxels - low) / width * 2 - 1).clip(-1, 1)
 
     def from_unit(self, voxels: Voxels) -> Voxels:
         """Map [-1, 1] to intensities (C, *S)."""
         low, width = self._low_and_width(voxels)
-        intensities: Voxels = (voxels + 1) / 2 * width + low
-        return intensities
+        return (voxels + 1) / 2 * width + low
 
     def _low_and_width(self, voxels: Voxels) -> tuple[Voxels, Voxels]:
         low, high = (

@@ -3,7 +3,7 @@
 import copy
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,8 @@ class InThisProcess:
 
     def __init__(self, *_: Any) -> None: ...
 
-    def submit(self, function: Callable[..., None], target: str, *args: Any) -> Future[None]:
-        future: Future[None] = Future()
+    def submit(self, function: Callable[..., Any], target: str, *args: Any) -> Future[Any]:
+        future: Future[Any] = Future()
         InThisProcess.calls.append(Path(target).name)
         try:
             future.set_result(function(target, *args))
@@ -47,7 +47,7 @@ class InThisProcess:
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Cases that were preprocessed."""
     monkeypatch.setattr(preprocessing, "ProcessPoolExecutor", InThisProcess)
     InThisProcess.calls = []
