@@ -21,8 +21,9 @@ from nnunet_ext.files import read_object, replacing, write_json
 SUFFIX = "_unlabelled"
 """What the folder's name adds to that of the preprocessed configuration beside it."""
 
-_CASES = "cases"  # a folder of their own: nnU-Net tells a format by all files that lie together
-_RECORD = "made_from.json"
+CASES = "cases"
+"""Folder in it with the cases alone: nnU-Net tells a format by all files that lie together."""
+RECORD = "made_from.json"
 
 _PLANS_KEYS = (
     "image_reader_writer",
@@ -37,7 +38,6 @@ _CONFIGURATION_KEYS = (
     "resampling_fn_data",
     "resampling_fn_data_kwargs",
 )
-"""What decides how an image is preprocessed."""
 
 
 def preprocessed_unlabelled(
@@ -69,26 +69,33 @@ def preprocessed_unlabelled(
     folder = nnunet_folder(PREPROCESSED) / plans_manager.dataset_name
     folder /= configuration.data_identifier + SUFFIX
     with FileLock(folder.with_name(f".{folder.name}.lock")):
-        record: dict[str, Any] = {
-            "plans": {key: plans_manager.plans.get(key) for key in _PLANS_KEYS},
-            "configuration": {k: configuration.configuration.get(k) for k in _CONFIGURATION_KEYS},
-        }
-        done = read_object(folder / _RECORD) if folder.is_dir() else {}
+        record = decisive_plans(plans_manager, configuration)
+        done = read_object(folder / RECORD) if folder.is_dir() else {}
         # raw images may have been put away after preprocessing
         if not raw.is_dir() and done.items() >= record.items():
-            return folder / _CASES
+            return folder / CASES
         cases = unlabelled_cases(raw)
         stats = {path.name: path.stat() for images in cases.values() for path in images}
         record["images"] = {name: [s.st_size, s.st_mtime_ns] for name, s in stats.items()}
         if done != record:
             with replacing(folder) as partial:
-                (partial / _CASES).mkdir(parents=True)
+                (partial / CASES).mkdir(parents=True)
                 _preprocess_all(
-                    cases, partial / _CASES, plans_manager, configuration, dataset_json, processes
+                    cases, partial / CASES, plans_manager, configuration, dataset_json, processes
                 )
-                write_json(partial / _RECORD, record)
+                write_json(partial / RECORD, record)
                 shutil.rmtree(folder, ignore_errors=True)
-    return folder / _CASES
+    return folder / CASES
+
+
+def decisive_plans(
+    plans_manager: PlansManager, configuration: ConfigurationManager
+) -> dict[str, Any]:
+    """What of the plans decides how images are preprocessed."""
+    return {
+        "plans": {key: plans_manager.plans.get(key) for key in _PLANS_KEYS},
+        "configuration": {k: configuration.configuration.get(k) for k in _CONFIGURATION_KEYS},
+    }
 
 
 def _preprocess_all(

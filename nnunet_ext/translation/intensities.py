@@ -27,7 +27,8 @@ class IntensityRange:
     def to_unit(self, voxels: Voxels) -> Voxels:
         """Map intensities (C, *S) to [-1, 1]; what lies outside the range is clipped."""
         low, width = self._low_and_width(voxels)
-        return ((voxels - low) / width * 2 - 1).clip(-1, 1)
+        unit = (voxels - low) / width * 2 - 1
+        return unit.clip(-1, 1).astype(np.float32, copy=False)
 
     def from_unit(self, voxels: Voxels) -> Voxels:
         """Map [-1, 1] to intensities (C, *S)."""
