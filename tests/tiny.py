@@ -377,4 +377,4 @@ def same(first: Any, second: Any) -> bool:
         return first.keys() == second.keys() and all(same(first[k], second[k]) for k in first)
     if isinstance(first, list | tuple):
         return len(first) == len(second) and all(map(same, first, second))
-    return bool(np.array_equal(first, second, equal_nan=isinstance(first, float)))
+    return bool(np.array_equal(first, second, equal_nan=isinstance(first, float | np.floating)))
