@@ -1,14 +1,13 @@
 """Images without labels, preprocessed as nnU-Net preprocesses those that it trains on."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from tqdm import tqdm
@@ -16,7 +15,7 @@ from tqdm import tqdm
 from nnunet_ext.datasets import PREPROCESSED, RAW, nnunet_folder
 from nnunet_ext.domains.unlabelled import FOLDER, unlabelled_cases
 from nnunet_ext.errors import UserError
-from nnunet_ext.files import read_object, replacing, write_json
+from nnunet_ext.files import one_at_a_time, read_object, replacing, write_json
 
 SUFFIX = "_unlabelled"
 """What the folder's name adds to that of the preprocessed configuration beside it."""
@@ -44,6 +43,7 @@ def preprocessed_unlabelled(
     plans_manager: PlansManager,
     configuration: ConfigurationManager,
     dataset_json: Mapping[str, Any],
+    log: Callable[[str], object] = print,
     processes: int = default_num_processes,
 ) -> Path:
     """Preprocess the images in ``imagesUn``, unless that has been done.
@@ -55,6 +55,7 @@ def preprocessed_unlabelled(
         plans_manager: The plans, whose data set is meant.
         configuration: A configuration of the plans.
         dataset_json: Of the data set.
+        log: Gets a line where there is something to wait for.
         processes: That work at a time; the default is nnU-Net's ``nnUNet_def_n_proc``.
 
     Returns:
@@ -68,7 +69,7 @@ def preprocessed_unlabelled(
     raw = nnunet_folder(RAW) / plans_manager.dataset_name
     folder = nnunet_folder(PREPROCESSED) / plans_manager.dataset_name
     folder /= configuration.data_identifier + SUFFIX
-    with FileLock(folder.with_name(f".{folder.name}.lock")):
+    with one_at_a_time(folder.with_name(f".{folder.name}.lock"), log):
         record = decisive_plans(plans_manager, configuration)
         done = read_object(folder / RECORD) if folder.is_dir() else {}
         # raw images may have been put away after preprocessing

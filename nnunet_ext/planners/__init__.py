@@ -7,11 +7,13 @@ if TYPE_CHECKING:
     from nnunet_ext.planners.catenorm import CateNormPlanner as CateNormPlanner
     from nnunet_ext.planners.catenorm import CateNormResEncPlanner as CateNormResEncPlanner
     from nnunet_ext.planners.compact import CompactPlanner as CompactPlanner
+    from nnunet_ext.planners.mind_the_gap import MindTheGapPlanner as MindTheGapPlanner
 
 MODULES = {
     "CateNormPlanner": "catenorm",
     "CateNormResEncPlanner": "catenorm",
     "CompactPlanner": "compact",
+    "MindTheGapPlanner": "mind_the_gap",
 }
 """Planner class -> module of this package that defines it."""
 

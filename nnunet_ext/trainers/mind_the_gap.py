@@ -86,8 +86,10 @@ class MindTheGapTrainer(ExtensionTrainer):
 
     purpose: ClassVar[str] = "labels in one modality, only images in the other"
     paper: ClassVar[str] = "Su et al., IEEE JBHI 27(7), 2023, arXiv 2205.11888"
-    relative_cost: ClassVar[str] = "about 2.4x stock time per step, after training a translator"
+    relative_cost: ClassVar[str] = "two batches per step, after training a translator"
     method_settings: ClassVar[dict[str, type]] = {"mind_the_gap": MindTheGapSettings}
+
+    preprocessed_dataset_folder: str
 
     def __init__(
         self,
@@ -106,7 +108,8 @@ class MindTheGapTrainer(ExtensionTrainer):
         if self.is_ddp:
             raise UserError(f"{type(self).__name__} trains on one GPU: leave out -num_gpus.")
         self.labelled_folder = Path(self.preprocessed_dataset_folder)
-        self._unlabelled: Any = None  # the loader of target images
+        self._unlabelled_cases: Any = None  # data set of target images
+        self._unlabelled: Any = None  # their loader
         self._critic_schedule: Any = None
 
     @classmethod
@@ -161,14 +164,29 @@ class MindTheGapTrainer(ExtensionTrainer):
         self._use_translated_images()
         loaders = super().get_dataloaders()
         if self.aligns:
-            self._unlabelled = self._load_unlabelled()
+            cases = self._unlabelled_cases
+            with (
+                patch.object(self, "get_tr_and_val_datasets", lambda: (cases, cases)),
+                patch.object(self, "oversample_foreground_percent", 0.0),
+            ):
+                self._unlabelled, unused = super().get_dataloaders()
+            _finish(unused)
         return loaders
 
     def _use_translated_images(self) -> None:
         """Have nnU-Net read labelled cases in target looks, which may need Step A first."""
-        source_class = infer_dataset_class(str(self.labelled_folder))
+        unlabelled = preprocessed_unlabelled(
+            self.plans_manager,
+            self.configuration_manager,
+            self.dataset_json,
+            self.print_to_log_file,
+        )
+        labelled_cases, self._unlabelled_cases = (
+            infer_dataset_class(str(folder))(str(folder))
+            for folder in (self.labelled_folder, unlabelled)
+        )
         translated = translated_cases(
-            [source_class(str(self.labelled_folder)), self._unlabelled_cases()],
+            [labelled_cases, self._unlabelled_cases],
             self.mind_the_gap,
             self.labelled_folder,
             self.device,
@@ -178,24 +196,6 @@ class MindTheGapTrainer(ExtensionTrainer):
         self.preprocessed_dataset_folder = str(translated)
         for sheet in sorted(translated.parent.glob("translations_*.png"))[-1:]:
             shutil.copyfile(sheet, Path(self.output_folder, SHEET))
-
-    def _unlabelled_cases(self) -> Any:
-        folder = str(
-            preprocessed_unlabelled(
-                self.plans_manager, self.configuration_manager, self.dataset_json
-            )
-        )
-        return infer_dataset_class(folder)(folder)
-
-    def _load_unlabelled(self) -> Any:
-        cases = self._unlabelled_cases()
-        with (
-            patch.object(self, "get_tr_and_val_datasets", lambda: (cases, cases)),
-            patch.object(self, "oversample_foreground_percent", 0.0),
-        ):
-            loader, unused = super().get_dataloaders()
-        _finish(unused)
-        return loader
 
     def on_train_end(self) -> None:
         super().on_train_end()
@@ -289,7 +289,8 @@ class MindTheGapTrainer(ExtensionTrainer):
             return super().validation_step(batch)
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        self._use_translated_images()
+        if Path(self.preprocessed_dataset_folder) == self.labelled_folder:  # after --val
+            self._use_translated_images()
         with self._answering_as_source():
             super().perform_actual_validation(save_probabilities)
 

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 from tqdm import tqdm
 
-from nnunet_ext.files import replacing, write_json
+from nnunet_ext.files import one_at_a_time, replacing, write_json
 from nnunet_ext.networks.translator import DIVISOR, SOURCE, TARGET
 from nnunet_ext.translation.crops import is_flat, pad
 from nnunet_ext.translation.intensities import Voxels
@@ -63,7 +62,7 @@ def translated_cases(
     folder = beside.with_name(f"{beside.name}_translated_{key}")
     folder.mkdir(exist_ok=True)
     cases = folder / _CASES
-    with FileLock(folder / ".lock"):
+    with one_at_a_time(folder / ".lock", log):
         if not cases.is_dir():
             log(f"Step A works in {folder}")
             write_json(folder / "made_from.json", record)
@@ -128,4 +127,4 @@ def translate(voxels: Voxels, training: TranslatorTraining) -> Voxels:
         )
         result[chosen] = translation.cpu().numpy()[inside]
     result = np.moveaxis(result, 0, 1) if dim == 2 else result[0]
-    return np.ascontiguousarray(training.ranges[TARGET].from_unit(result), np.float32)
+    return np.ascontiguousarray(training.ranges[TARGET].from_unit(result))

@@ -33,7 +33,8 @@ class IntensityRange:
     def from_unit(self, voxels: Voxels) -> Voxels:
         """Map [-1, 1] to intensities (C, *S)."""
         low, width = self._low_and_width(voxels)
-        return (voxels + 1) / 2 * width + low
+        intensities = (voxels + 1) / 2 * width + low
+        return intensities.astype(np.float32, copy=False)
 
     def _low_and_width(self, voxels: Voxels) -> tuple[Voxels, Voxels]:
         low, high = (

@@ -21,7 +21,7 @@ class TranslatorSettings:
     ] = 8
     translator_crop: Annotated[
         int,
-        Field(ge=24, description="longest side of a training crop; three quarters of a slice do"),
+        Field(ge=24, description="longest side of a training crop; less than 3/4 of a slice hurts"),
     ] = 256
     translator_dim: Annotated[
         Literal[2, 3], Field(description="2 translates slice by slice, 3 small isotropic volumes")

@@ -309,4 +309,4 @@ class TranslatorTraining:
                 optimizer.load_state_dict(values)
             for pool, images in zip(self.pools, state["pools"], strict=True):
                 pool.images = images
-        self.log(f"Step A goes on at iteration {self.iteration}.")
+            self.log(f"Step A goes on at iteration {self.iteration}.")

@@ -64,15 +64,16 @@ def voxels(configuration: dict[str, Any]) -> int:
     [
         (planners.CateNormPlanner, ExperimentPlanner),
         (planners.CateNormResEncPlanner, nnUNetPlannerResEncM),
+        (planners.MindTheGapPlanner, ExperimentPlanner),
     ],
 )
-def test_catenorm_plans_are_smaller_than_stock_but_of_stock_networks(
+def test_plans_of_costly_methods_are_smaller_than_stock_but_of_stock_networks(
     ours: type[ExperimentPlanner], stock: type[ExperimentPlanner]
 ) -> None:
-    catenorm, plain = plan(ours), plan(stock)
+    costly, plain = plan(ours), plan(stock)
     for name in ("2d", "3d_fullres"):
-        assert 0.4 * voxels(plain[name]) < voxels(catenorm[name]) < voxels(plain[name])
-        networks = {each[name]["architecture"]["network_class_name"] for each in (catenorm, plain)}
+        assert 0.4 * voxels(plain[name]) < voxels(costly[name]) < voxels(plain[name])
+        networks = {each[name]["architecture"]["network_class_name"] for each in (costly, plain)}
         assert len(networks) == 1
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
@@ -150,6 +151,23 @@ def test_the_critics_rate_falls_as_nnunets(make_world: MakeWorld) -> None:
         trainer.on_train_epoch_start()
         rates.append(optimizer.param_groups[0]["lr"])
     assert rates == [pytest.approx(1e-4), pytest.approx(1e-4 * 0.5**0.9)]
+
+
+def test_mixed_precision_keeps_critics_in_full(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make(make_world(dim=2))
+    trainer.autocast = lambda: torch.autocast("cpu", torch.bfloat16)
+    given: list[tuple[torch.dtype, bool]] = []
+    for critic in (trainer.network.feature_critic["seg_layers"], trainer.auxiliary.output_critic):
+        critic.register_forward_pre_hook(
+            lambda _, inputs: given.append((inputs[0].dtype, torch.is_autocast_enabled("cpu")))
+        )
+    parts = trainer.train_step(next(trainer.dataloader_train))["parts"]
+    assert all(np.isfinite(list(parts.values())))
+    assert set(given) == {(torch.float32, False)}
+    # the mask and the alignment ask the critics, then these ask themselves about either domain
+    assert len(given) == 3 + 4
 
 
 def test_validation_takes_images_for_labelled_ones(
