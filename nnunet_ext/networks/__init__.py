@@ -4,6 +4,7 @@ from nnunet_ext.networks.catenorm import CateNorm, CateNormUNet
 from nnunet_ext.networks.critics import FeatureCritic, OutputCritic
 from nnunet_ext.networks.freezing import frozen
 from nnunet_ext.networks.locally_masked import LocallyMaskedUNet
+from nnunet_ext.networks.restoration import RestorationDecoder
 from nnunet_ext.networks.translator import DomainDiscriminator, Translator
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "FeatureCritic",
     "LocallyMaskedUNet",
     "OutputCritic",
+    "RestorationDecoder",
     "Translator",
     "frozen",
 ]

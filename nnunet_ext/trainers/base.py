@@ -335,7 +335,9 @@ class ExtensionTrainer(nnUNetTrainer):
         parts = [output.pop("parts") for output in train_outputs]
         super().on_train_epoch_end(train_outputs)
         parts = [part for rank in self.gather(parts) for part in rank]
-        for name in dict.fromkeys(name for part in parts for name in part):
+        names = list(dict.fromkeys(name for part in parts for name in part))
+        self.history.losses += [name for name in names if name not in self.history.losses]
+        for name in names:
             self.record(name, float(np.mean([part[name] for part in parts if name in part])))
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -406,6 +408,7 @@ class ExtensionTrainer(nnUNetTrainer):
         super().load_checkpoint(filename_or_checkpoint)
         if state is not None:
             self.history.rows = state["history"]
+            self.history.losses = state["losses"]
             for name, weights in state["auxiliary"].items():
                 unwrap(self.auxiliary[name]).load_state_dict(weights)
             for name, optimizer_state in state["optimizers"].items():
@@ -424,6 +427,7 @@ class ExtensionTrainer(nnUNetTrainer):
             "training_settings": asdict(self.training_settings),
             "settings": self._settings_as_dicts(),
             "history": self.history.rows,
+            "losses": self.history.losses,
             "auxiliary": {n: unwrap(m).state_dict() for n, m in self.auxiliary.items()},
             "optimizers": {n: o.state_dict() for n, o in self.auxiliary_optimizers.items()},
         }

@@ -8,6 +8,7 @@ TRAINERS = (
     Recipe("CateNormTrainer", {"catenorm": {"plain_fraction": 0.0, "updates": "joint"}}),
     Recipe("TopKSigmaTrainer", {"topk_sigma": {"warm_up": 0.0, "top_fraction": 0.5}}),
     Recipe("CateNormTopKSigmaTrainer"),
+    Recipe("RAMDSIRTrainer"),
 )
 
 

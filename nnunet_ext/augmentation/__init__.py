@@ -1,0 +1,5 @@
+"""Operations on images: tensors in, tensors out, on any device, usable without nnU-Net."""
+
+from nnunet_ext.augmentation.amplitude_mixup import amplitude_mixup
+
+__all__ = ["amplitude_mixup"]
