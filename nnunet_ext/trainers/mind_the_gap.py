@@ -175,6 +175,12 @@ class MindTheGapTrainer(ExtensionTrainer):
 
     def _use_translated_images(self) -> None:
         """Have nnU-Net read labelled cases in target looks, which may need Step A first."""
+        if "CTNormalization" in self.configuration_manager.normalization_schemes:
+            self.print_to_log_file(
+                "WARNING: the plans clip and scale all images by what labelled CT images hold. "
+                "Unless the images without labels are CT as well, name the channel otherwise in "
+                'dataset.json (for example "image"), plan and preprocess again.'
+            )
         unlabelled = preprocessed_unlabelled(
             self.plans_manager,
             self.configuration_manager,

@@ -207,6 +207,18 @@ def test_a_cascade_is_refused(make_world: MakeWorld) -> None:
         world.trainer("MindTheGapTrainer")
 
 
+def test_plans_for_ct_are_doubted(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = make(make_world(dim=2))
+    schemes = trainer.configuration_manager.configuration["normalization_schemes"]
+    assert "the plans clip" not in capsys.readouterr().out
+    monkeypatch.setitem(schemes, 0, "CTNormalization")
+    with pytest.raises(UserError, match="Cannot read"):
+        trainer._use_translated_images()
+    assert "the plans clip" in capsys.readouterr().out
+
+
 def test_missing_unlabelled_images_are_named(make_world: MakeWorld) -> None:
     world = make_world(dim=2)
     world.write_raw()
