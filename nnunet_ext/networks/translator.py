@@ -79,20 +79,21 @@ class Translator(nn.Module):
         Returns:
             Images of the same shape in (-1, 1).
         """
-        translated: Tensor = self.decoder(self.encoder(images, domain), _other(domain))
+        translated: Tensor = self.decoder(self.encoder(images, domain), opposite(domain))
         return translated
 
     def cycle(self, images: Tensor, domain: Tensor) -> Cycle:
         """Go to the other domain and back; arguments as for :meth:`forward`."""
         content = self.encoder(images, domain)
         reconstruction = self.decoder(content, domain)
-        translation = self.decoder(content, _other(domain))
-        translated_content = self.encoder(translation, _other(domain))
+        translation = self.decoder(content, opposite(domain))
+        translated_content = self.encoder(translation, opposite(domain))
         cycled = self.decoder(translated_content, domain)
         return Cycle(content, reconstruction, translation, translated_content, cycled)
 
 
-def _other(domain: Tensor) -> Tensor:
+def opposite(domain: Tensor) -> Tensor:
+    """The other domain of each image (B,)."""
     return SOURCE + TARGET - domain
 
 

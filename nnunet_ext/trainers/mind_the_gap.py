@@ -263,24 +263,18 @@ class MindTheGapTrainer(ExtensionTrainer):
         self, source: Tensor, target: Tensor
     ) -> tuple[tuple[Logits, Tensor], tuple[Logits, Tensor]]:
         """Logits and features of both domains."""
+        images = torch.cat([source, target])
         domain = torch.tensor([SOURCE] * len(source) + [TARGET] * len(target), device=self.device)
+        halves = slice(None, len(source)), slice(len(source), None)
         if any(isinstance(module, _BatchNorm) for module in self._masked.modules()):
-            # each domain has statistics of its own, as in the authors' code
+            # each domain is normalised by statistics of its own, as in the authors' code
             first, second = (
-                self.network(images, of_each, return_features=True)
-                for images, of_each in (
-                    (source, domain[: len(source)]),
-                    (target, domain[len(source) :]),
-                )
+                self.network(images[half], domain[half], return_features=True) for half in halves
             )
-            return first, second
-        logits, features = self.network(torch.cat([source, target]), domain, return_features=True)
-        sizes = [len(source), len(target)]
-        scales = logits if isinstance(logits, list | tuple) else [logits]
-        halves = list(zip(*(scale.split(sizes) for scale in scales), strict=True))
-        as_given = [list(h) if isinstance(logits, list | tuple) else h[0] for h in halves]
-        first_features, second_features = features.split(sizes)
-        return (as_given[0], first_features), (as_given[1], second_features)
+        else:
+            logits, features = self.network(images, domain, return_features=True)
+            first, second = ((_part(logits, half), features[half]) for half in halves)
+        return first, second
 
     def _probabilities(self, logits: Logits) -> Tensor:
         full_resolution = logits if isinstance(logits, Tensor) else logits[0]
@@ -309,6 +303,10 @@ class MindTheGapTrainer(ExtensionTrainer):
             yield
         finally:
             self._masked.inference_domain = usual
+
+
+def _part(logits: Logits, half: slice) -> Logits:
+    return logits[half] if isinstance(logits, Tensor) else [scale[half] for scale in logits]
 
 
 def _finish(loader: Any) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,10 @@ def translated_cases(
         UserError: See :class:`~nnunet_ext.translation.training.TranslatorTraining`.
     """
     record = {
-        "settings": asdict(settings),
+        # those of Step B, which may stand beside them, are of no consequence here
+        "settings": {
+            each.name: getattr(settings, each.name) for each in fields(TranslatorSettings)
+        },
         "source": _files(datasets[SOURCE]),
         "target": _files(datasets[TARGET]),
     }

@@ -1,7 +1,6 @@
 """Training of the translator, which can be stopped at any time and goes on where it was."""
 
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +16,7 @@ from nnunet_ext.errors import CheckpointError, NonFiniteLossError
 from nnunet_ext.files import replacing
 from nnunet_ext.losses import TranslationLoss, critic_loss
 from nnunet_ext.networks import DomainDiscriminator, Translator
-from nnunet_ext.networks.translator import SOURCE, TARGET
+from nnunet_ext.networks.translator import SOURCE, TARGET, opposite
 from nnunet_ext.translation.crops import CropBatches, crop_shape
 from nnunet_ext.translation.intensities import IntensityRange, survey
 from nnunet_ext.translation.pool import HistoryPool
@@ -141,7 +140,7 @@ class TranslatorTraining:
             sampler=range(self.iteration, total),
             num_workers=self.workers,
         )
-        sums: Counter[str] = Counter()
+        sums: dict[str, Tensor] = {}  # on the device, so that nothing waits for them
         started, since = time.perf_counter(), self.iteration
         bar = tqdm(total=total, initial=self.iteration, desc="Step A", leave=False, disable=None)
         with bar:
@@ -150,7 +149,7 @@ class TranslatorTraining:
                 self.iteration += 1
                 bar.update()
                 for name, part in parts.items():
-                    sums[name] += part  # type: ignore[assignment]  # stays on the device
+                    sums[name] = part + sums.get(name, 0)
                 if self.iteration % REPORT_EVERY == 0 or self.is_finished:
                     steps = self.iteration - since
                     figures = {name: float(value) / steps for name, value in sums.items()}
@@ -172,7 +171,7 @@ class TranslatorTraining:
         self._set_learning_rate()
         half = len(images) // 2
         own = torch.tensor([SOURCE] * half + [TARGET] * half, device=self.device)
-        other = own.flip(0)
+        other = opposite(own)
         is_v2 = self.settings.translator_variant == "v2"
 
         cycle = self.translator.cycle(images, own)

@@ -189,8 +189,11 @@ def test_validation_takes_images_for_labelled_ones(
 
 
 def test_without_alignment_only_step_a_remains(make_world: MakeWorld) -> None:
-    trainer = make(make_world(dim=2), lambda_adv=0.0, mask_scope="off")
+    world = make_world(dim=2)
+    with_all = make(world)
+    trainer = make(world, lambda_adv=0.0, mask_scope="off")
     assert trainer._unlabelled is None
+    assert trainer.preprocessed_dataset_folder == with_all.preprocessed_dataset_folder
     assert list(trainer.train_step(next(trainer.dataloader_train))["parts"]) == ["segmentation"]
 
 
@@ -208,12 +211,11 @@ def test_a_cascade_is_refused(make_world: MakeWorld) -> None:
 
 
 def test_plans_for_ct_are_doubted(
-    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    make_world: MakeWorld, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trainer = make(make_world(dim=2))
-    schemes = trainer.configuration_manager.configuration["normalization_schemes"]
     assert "the plans clip" not in capsys.readouterr().out
-    monkeypatch.setitem(schemes, 0, "CTNormalization")
+    trainer.configuration_manager.normalization_schemes[0] = "CTNormalization"
     with pytest.raises(UserError, match="Cannot read"):
         trainer._use_translated_images()
     assert "the plans clip" in capsys.readouterr().out
