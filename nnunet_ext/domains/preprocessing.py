@@ -55,7 +55,7 @@ def preprocessed_unlabelled(
         plans_manager: The plans, whose data set is meant.
         configuration: A configuration of the plans.
         dataset_json: Of the data set.
-        log: Gets a line where there is something to wait for.
+        log: Gets a line where there is something to do or to wait for.
         processes: That work at a time; the default is nnU-Net's ``nnUNet_def_n_proc``.
 
     Returns:
@@ -79,6 +79,7 @@ def preprocessed_unlabelled(
         stats = {path.name: path.stat() for images in cases.values() for path in images}
         record["images"] = {name: [s.st_size, s.st_mtime_ns] for name, s in stats.items()}
         if done != record:
+            log(f"Preprocessing {len(cases)} cases of {raw / FOLDER}")
             with replacing(folder) as partial:
                 (partial / CASES).mkdir(parents=True)
                 _preprocess_all(

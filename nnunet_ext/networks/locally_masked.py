@@ -14,10 +14,10 @@ from dynamic_network_architectures.building_blocks.helper import convert_conv_op
 from torch import Tensor, nn
 
 from nnunet_ext.errors import UserError
+from nnunet_ext.networks.catenorm import Logits
 from nnunet_ext.networks.critics import FeatureCritic
 from nnunet_ext.networks.translator import DOMAINS, SOURCE, TARGET
 
-Logits: TypeAlias = Tensor | list[Tensor]
 Scope: TypeAlias = Literal["all", "deep", "stage", "off"]
 
 PAPER_STRIDE = 8
@@ -92,8 +92,8 @@ class LocallyMaskedUNet(nn.Module):
         self.scope = scope
         self.renorm = renorm
         self.detach = detach
+        # of images that come without a domain; validation on source images changes it
         self.inference_domain = TARGET if mask_at_inference else SOURCE
-        """Domain of images that come without one; validation on source images changes it."""
         self._divisors = np.cumprod(np.array(self.encoder.strides), axis=0)
         reached = np.flatnonzero(self._divisors.max(axis=1) >= stride)
         self.stage = int(reached[0]) if len(reached) else len(self._divisors) - 1

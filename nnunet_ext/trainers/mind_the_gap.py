@@ -29,7 +29,8 @@ from nnunet_ext.domains.preprocessing import preprocessed_unlabelled
 from nnunet_ext.errors import UserError
 from nnunet_ext.losses import alignment_losses, critic_loss
 from nnunet_ext.networks import LocallyMaskedUNet, OutputCritic, frozen
-from nnunet_ext.networks.locally_masked import PAPER_STRIDE, Logits, Scope
+from nnunet_ext.networks.catenorm import Logits
+from nnunet_ext.networks.locally_masked import PAPER_STRIDE, Scope
 from nnunet_ext.networks.translator import SOURCE, TARGET
 from nnunet_ext.settings import NEUTRAL, STRICT, read_method_settings
 from nnunet_ext.trainers.base import ExtensionTrainer, Losses, Update, unwrap

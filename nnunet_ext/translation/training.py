@@ -100,7 +100,7 @@ class TranslatorTraining:
 
     def _build(self, channels: int) -> None:
         settings = self.settings
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):  # built on the CPU
             torch.manual_seed(settings.translator_seed)
             self.translator = Translator(
                 channels,
