@@ -195,6 +195,20 @@ def test_stock_weights_fit_by_nnunets_rule_for_pretrained_ones() -> None:
     assert {key: stock[key].shape for key in asked} == asked
 
 
+def test_both_domains_in_one_graph_compile_without_a_break() -> None:
+    network = masked().train()
+    torch._dynamo.reset()
+    compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
+    images, domain = PLAIN.images(batch_size=2), torch.tensor([SOURCE, TARGET])
+    with frozen(network.feature_critic):
+        logits, features = compiled(images, domain, return_features=True)
+        expected = network(images, domain, return_features=True)
+    torch.testing.assert_close((logits, features), expected)
+    logits.square().mean().backward()
+    assert all(p.grad is None for p in network.feature_critic.parameters())
+    assert any(p.grad is not None for p in network.encoder.parameters())
+
+
 def test_half_precision_features_are_scored_in_full() -> None:
     network = masked()
     images = PLAIN.images()
