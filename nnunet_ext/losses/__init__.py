@@ -1,10 +1,12 @@
 """Losses: tensors in, scalars out, usable without nnU-Net's trainers."""
 
+from nnunet_ext.losses.adversarial import alignment_losses, critic_loss
 from nnunet_ext.losses.consistency import SymmetricKLConsistency
 from nnunet_ext.losses.noise_share import NoiseEstimator
 from nnunet_ext.losses.restoration import RestorationLoss
 from nnunet_ext.losses.topk_sigma import TopKSigmaLoss
 from nnunet_ext.losses.topk_sigma_compound import TopKSigmaCompoundLoss
+from nnunet_ext.losses.translation import TranslationLoss
 
 __all__ = [
     "NoiseEstimator",
@@ -12,4 +14,7 @@ __all__ = [
     "SymmetricKLConsistency",
     "TopKSigmaCompoundLoss",
     "TopKSigmaLoss",
+    "TranslationLoss",
+    "alignment_losses",
+    "critic_loss",
 ]

@@ -1,6 +1,20 @@
 """Networks and layers: plain nn.Modules, tensors in, tensors out, usable without nnU-Net."""
 
 from nnunet_ext.networks.catenorm import CateNorm, CateNormUNet
+from nnunet_ext.networks.critics import FeatureCritic, OutputCritic
+from nnunet_ext.networks.freezing import frozen
+from nnunet_ext.networks.locally_masked import LocallyMaskedUNet
 from nnunet_ext.networks.restoration import RestorationDecoder
+from nnunet_ext.networks.translator import DomainDiscriminator, Translator
 
-__all__ = ["CateNorm", "CateNormUNet", "RestorationDecoder"]
+__all__ = [
+    "CateNorm",
+    "CateNormUNet",
+    "DomainDiscriminator",
+    "FeatureCritic",
+    "LocallyMaskedUNet",
+    "OutputCritic",
+    "RestorationDecoder",
+    "Translator",
+    "frozen",
+]

@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from nnunet_ext.planners.catenorm import CateNormPlanner as CateNormPlanner
     from nnunet_ext.planners.catenorm import CateNormResEncPlanner as CateNormResEncPlanner
     from nnunet_ext.planners.compact import CompactPlanner as CompactPlanner
+    from nnunet_ext.planners.mind_the_gap import MindTheGapPlanner as MindTheGapPlanner
     from nnunet_ext.planners.ram_dsir import RAMDSIRPlanner as RAMDSIRPlanner
     from nnunet_ext.planners.ram_dsir import RAMDSIRResEncPlanner as RAMDSIRResEncPlanner
 
@@ -15,6 +16,7 @@ MODULES = {
     "CateNormResEncPlanner": "catenorm",
     "RAMDSIRPlanner": "ram_dsir",
     "RAMDSIRResEncPlanner": "ram_dsir",
+    "MindTheGapPlanner": "mind_the_gap",
     "CompactPlanner": "compact",
 }
 """Planner class -> module of this package that defines it."""

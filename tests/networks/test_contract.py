@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from nnunet_ext.networks import CateNormUNet
+from nnunet_ext.networks import CateNormUNet, LocallyMaskedUNet
 from tests.contract import NetworkContract
 from tests.tiny import Task
 
@@ -18,3 +18,8 @@ class TestCateNormUNet(NetworkContract):
 class TestCateNormUNetBeforeItsSecondPass(NetworkContract):
     def build(self, task: Task) -> nn.Module:
         return CateNormUNet(task.unet(), task.heads, decoder_stages=(0,))
+
+
+class TestLocallyMaskedUNet(NetworkContract):
+    def build(self, task: Task) -> nn.Module:
+        return LocallyMaskedUNet(task.unet(), stride=4)

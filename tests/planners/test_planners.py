@@ -66,9 +66,10 @@ def voxels(configuration: dict[str, Any]) -> int:
         (planners.CateNormResEncPlanner, nnUNetPlannerResEncM),
         (planners.RAMDSIRPlanner, ExperimentPlanner),
         (planners.RAMDSIRResEncPlanner, nnUNetPlannerResEncM),
+        (planners.MindTheGapPlanner, ExperimentPlanner),
     ],
 )
-def test_plans_that_count_a_second_look_are_smaller_than_stock_but_of_stock_networks(
+def test_plans_that_count_more_than_stock_are_smaller_than_stock_but_of_stock_networks(
     ours: type[ExperimentPlanner], stock: type[ExperimentPlanner]
 ) -> None:
     smaller, plain = plan(ours), plan(stock)
