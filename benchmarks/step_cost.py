@@ -119,10 +119,13 @@ def random_batch(trainer: Any) -> dict[str, Any]:
         ).to(torch.bool if labels.has_regions else torch.int16)
         for scale in scales
     ]
+    # one case of each domain after the other, where the data set has domains
+    domains: dict[str, str] = getattr(trainer, "domains", {})
+    cases = list({domain: case for case, domain in domains.items()}.values()) or ["case"]
     return {
         "data": torch.randn(shape[0], trainer.num_input_channels, *patch, generator=generator),
         "target": targets if trainer.enable_deep_supervision else targets[0],
-        "keys": [f"case_{i}" for i in range(shape[0])],
+        "keys": [cases[i % len(cases)] for i in range(shape[0])],
     }
 
 

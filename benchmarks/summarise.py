@@ -126,16 +126,23 @@ def _difference(row: Any) -> tuple[str, str]:
     return text, "< 0.001" if p < 1e-3 else f"{p:.3f}"
 
 
-def loss_cost(record: dict[str, Any]) -> str:
-    """Report what a loss costs by itself, forward and backward."""
-    arguments = record["arguments"]
-    rows = [[f"`{name}`", *loss.values()] for name, loss in record["losses"].items()]
-    header = ["loss", *next(iter(record["losses"].values()))]
-    setting = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in arguments.items())
+def named_rows(record: dict[str, Any]) -> str:
+    """Report a record whose last entry holds named figures of several things."""
+    *_, (kind, found) = record.items()
+    rows = [[f"`{name}`", *figures.values()] for name, figures in found.items()]
+    header = [kind, *next(iter(found.values()))]
+    given = {name: value for name, value in record["arguments"].items() if value is not None}
+    setting = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in given.items())
     return f"{setting}.\n\n{table(header, rows)}"
 
 
-REPORTS = {"arms": step_cost, "losses": loss_cost, "median_ms": startup_cost}
+REPORTS = {
+    "arms": step_cost,
+    "losses": named_rows,
+    "estimators": named_rows,
+    "images": named_rows,
+    "median_ms": startup_cost,
+}
 """What a record holds -> who reports it."""
 
 

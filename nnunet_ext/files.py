@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,6 +27,28 @@ def replacing(path: str | Path) -> Iterator[Path]:
         partial = Path(folder, path.name)
         yield partial
         os.replace(partial, path)
+
+
+@contextmanager
+def one_at_a_time(lock: Path, log: Callable[[str], object] = print) -> Iterator[None]:
+    """Let one process at a time into the block; the others wait, and say so.
+
+    Args:
+        lock: File that stands for the block; it stays where it is.
+        log: Gets a line if there is somebody to wait for.
+    """
+    from filelock import FileLock, Timeout  # takes a tenth of a second, which few need
+
+    file_lock = FileLock(lock)
+    try:
+        file_lock.acquire(timeout=0)
+    except Timeout:
+        log(f"Another process is at work in {lock.parent}; waiting for it.")
+        file_lock.acquire()
+    try:
+        yield
+    finally:
+        file_lock.release()
 
 
 def read_json(path: Path) -> Any:

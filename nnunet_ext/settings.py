@@ -25,7 +25,7 @@ from nnunet_ext.near import did_you_mean
 PLANS_KEY = "nnunet_ext"
 """Key of a plans configuration under which the settings stand."""
 
-METHODS = ("catenorm", "condseg", "topk_sigma")
+METHODS = ("catenorm", "condseg", "topk_sigma", "ram_dsir", "mind_the_gap")
 """Names under which a configuration may hold the settings of a method."""
 
 STRICT = ConfigDict(extra="forbid", strict=True)

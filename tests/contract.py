@@ -65,6 +65,11 @@ class Recipe:
     trainer: str
     settings: Mapping[str, Any] = field(default_factory=dict)
 
+    def suited(self, task: Task) -> Task:
+        """Give the task domains if the trainer needs them."""
+        needs = getattr(nnunet_ext.trainers, self.trainer).requires_domains
+        return replace(task, domains=tiny.TWO_SITES) if needs else task
+
     def __str__(self) -> str:
         return self.trainer + (f"-{json.dumps(self.settings)}" if self.settings else "")
 
@@ -108,7 +113,7 @@ class TrainerContract:
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         if "training" in metafunc.fixturenames:
-            pairs = [(recipe, task) for recipe in self.recipes for task in self.tasks]
+            pairs = [(each, each.suited(task)) for each in self.recipes for task in self.tasks]
             metafunc.parametrize("training", pairs, indirect=True, scope="class", ids=_pair_name)
         elif "recipe" in metafunc.fixturenames:
             metafunc.parametrize("recipe", self.recipes, ids=str)
@@ -179,7 +184,7 @@ class TrainerContract:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         without_progress_plot(monkeypatch)
-        world = make_world(dim=2, norm="batch")
+        world = make_world(dim=2, norm="batch", domains=tiny.TWO_SITES)
         settings = {**recipe.settings, "num_epochs": 4, "save_every": 1}
 
         whole = world.trainer(recipe.trainer, settings)
@@ -209,7 +214,7 @@ class TrainerContract:
     def test_everything_that_goes_to_workers_survives_spawning(
         self, make_world: Callable[..., World]
     ) -> None:
-        world = make_world(dim=3, anisotropic=True)
+        world = make_world(dim=3, anisotropic=True, domains=tiny.TWO_SITES)
         for_workers = []
         for recipe in self.recipes:
             trainer = world.trainer(recipe.trainer, recipe.settings)

@@ -1,9 +1,11 @@
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import pytest
 
-from nnunet_ext.files import replacing, write_jsons
+from nnunet_ext.files import one_at_a_time, replacing, write_jsons
 
 
 def test_the_new_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
@@ -44,3 +46,20 @@ def test_several_files_are_written_all_or_none(tmp_path: Path) -> None:
     write_jsons(dict.fromkeys(paths, 3))
     assert [json.loads(path.read_text()) for path in paths] == [3, 3]
     assert paths[0].stat().st_mode & 0o777 == 0o640
+
+
+def test_who_comes_second_says_so_and_waits(tmp_path: Path) -> None:
+    done: list[str] = []
+    told = Event()
+
+    def second() -> None:
+        with one_at_a_time(tmp_path / ".lock", lambda _: told.set()):
+            done.append("second")
+
+    with ThreadPoolExecutor(1) as pool:
+        with one_at_a_time(tmp_path / ".lock", lambda _: pytest.fail("nobody is here")):
+            waiting = pool.submit(second)
+            assert told.wait(timeout=10)
+            done.append("first")
+        waiting.result(timeout=10)
+    assert done == ["first", "second"]

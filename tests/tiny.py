@@ -15,10 +15,12 @@ import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from numpy.typing import NDArray
 from torch import nn
 
 import nnunet_ext.trainers
+from nnunet_ext.domains import preprocessing
 
 DATASET = "Dataset777_Tiny"
 PLANS = "TinyPlans"
@@ -28,6 +30,8 @@ CONFIGURATION = "tiny"
 FIRST_STAGE = "tiny_lowres"
 CASES = ("case_0", "case_1", "case_2", "case_3")
 TRAIN, VALIDATION = CASES[:3], CASES[3:]
+UNLABELLED = ("un_0", "un_1")
+"""Cases of another modality, preprocessed; their raw images have been put away."""
 TWO_SITES = ("site_a", "site_a", "site_b", "site_b")
 """Domains of the cases; the held-out case has one that is trained on as well."""
 EDGE = 16
@@ -293,16 +297,7 @@ def make_world(root: Path, task: Task, monkeypatch: pytest.MonkeyPatch) -> World
         each.mkdir(parents=True)
     for number, case in enumerate(CASES):
         image, seg = _draw(task, number)
-        nnUNetDatasetBlosc2.save_case(
-            image,
-            seg[None],
-            _properties(task, seg),
-            str(data / case),
-            chunks=image.shape,
-            blocks=image.shape,
-            chunks_seg=(1, *seg.shape),
-            blocks_seg=(1, *seg.shape),
-        )
+        _save_case(data / case, image, seg, _properties(task, seg))
         sitk.WriteImage(sitk.GetImageFromArray(seg.astype(np.uint8)), truth / f"{case}.nii.gz")
     for name, content in {
         "dataset.json": task.dataset_json,
@@ -311,7 +306,34 @@ def make_world(root: Path, task: Task, monkeypatch: pytest.MonkeyPatch) -> World
         "splits_final.json": [{"train": list(TRAIN), "val": list(VALIDATION)}],
     }.items():
         (folder / name).write_text(json.dumps(content))
+    _write_unlabelled(world, data.with_name(data.name + preprocessing.SUFFIX))
     return world
+
+
+def _write_unlabelled(world: World, folder: Path) -> None:
+    (folder / preprocessing.CASES).mkdir(parents=True)
+    for number, case in enumerate(UNLABELLED, start=len(CASES)):
+        image, seg = _draw(world.task, number)
+        properties = _properties(world.task, np.zeros_like(seg))
+        _save_case(folder / preprocessing.CASES / case, 2 - image, np.zeros_like(seg), properties)
+    plans = PlansManager(world.plans())
+    record = preprocessing.decisive_plans(plans, plans.get_configuration(CONFIGURATION))
+    (folder / preprocessing.RECORD).write_text(json.dumps(record | {"images": {}}))
+
+
+def _save_case(
+    path: Path, image: NDArray[np.float32], seg: NDArray[np.int16], properties: dict[str, Any]
+) -> None:
+    nnUNetDatasetBlosc2.save_case(
+        image,
+        seg[None],
+        properties,
+        str(path),
+        chunks=image.shape,
+        blocks=image.shape,
+        chunks_seg=(1, *seg.shape),
+        blocks_seg=(1, *seg.shape),
+    )
 
 
 @cache
@@ -355,4 +377,4 @@ def same(first: Any, second: Any) -> bool:
         return first.keys() == second.keys() and all(same(first[k], second[k]) for k in first)
     if isinstance(first, list | tuple):
         return len(first) == len(second) and all(map(same, first, second))
-    return bool(np.array_equal(first, second, equal_nan=isinstance(first, float)))
+    return bool(np.array_equal(first, second, equal_nan=isinstance(first, float | np.floating)))

@@ -41,7 +41,7 @@ def case_names(dataset: str) -> list[str]:
 
 
 def save_domains(dataset: str, domains: Mapping[str, str]) -> list[Path]:
-    """Write the domains into all copies of dataset.json, in one go.
+    """Write the domains into all copies of dataset.json that have others, in one go.
 
     Returns:
         The files that were written.
@@ -49,9 +49,11 @@ def save_domains(dataset: str, domains: Mapping[str, str]) -> list[Path]:
     Raises:
         UserError: If one of them cannot be written; then none is.
     """
+    found = {path: read_object(path) for path in dataset_json_paths(dataset)}
     contents: dict[Path, dict[str, Any]] = {
-        path: read_object(path) | {DOMAINS_KEY: dict(sorted(domains.items()))}
-        for path in dataset_json_paths(dataset)
+        path: content | {DOMAINS_KEY: dict(sorted(domains.items()))}
+        for path, content in found.items()
+        if content.get(DOMAINS_KEY) != domains
     }
     try:
         write_jsons(contents)

@@ -9,10 +9,16 @@ if TYPE_CHECKING:
     from nnunet_ext.planners.compact import CompactPlanner as CompactPlanner
     from nnunet_ext.planners.condseg import ConDSegPlanner as ConDSegPlanner
     from nnunet_ext.planners.condseg import ConDSegResEncPlanner as ConDSegResEncPlanner
+    from nnunet_ext.planners.mind_the_gap import MindTheGapPlanner as MindTheGapPlanner
+    from nnunet_ext.planners.ram_dsir import RAMDSIRPlanner as RAMDSIRPlanner
+    from nnunet_ext.planners.ram_dsir import RAMDSIRResEncPlanner as RAMDSIRResEncPlanner
 
 MODULES = {
     "CateNormPlanner": "catenorm",
     "CateNormResEncPlanner": "catenorm",
+    "RAMDSIRPlanner": "ram_dsir",
+    "RAMDSIRResEncPlanner": "ram_dsir",
+    "MindTheGapPlanner": "mind_the_gap",
     "CompactPlanner": "compact",
     "ConDSegPlanner": "condseg",
     "ConDSegResEncPlanner": "condseg",

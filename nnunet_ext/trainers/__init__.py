@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from nnunet_ext.trainers.base import ExtensionTrainer as ExtensionTrainer
     from nnunet_ext.trainers.catenorm import CateNormTrainer as CateNormTrainer
     from nnunet_ext.trainers.condseg import ConDSegTrainer as ConDSegTrainer
+    from nnunet_ext.trainers.mind_the_gap import MindTheGapTrainer as MindTheGapTrainer
+    from nnunet_ext.trainers.ram_dsir import RAMDSIRTrainer as RAMDSIRTrainer
     from nnunet_ext.trainers.topk_sigma import CateNormTopKSigmaTrainer as CateNormTopKSigmaTrainer
     from nnunet_ext.trainers.topk_sigma import TopKSigmaTrainer as TopKSigmaTrainer
 
@@ -22,6 +24,8 @@ MODULES = {
     "ConDSegTrainer": "condseg",
     "TopKSigmaTrainer": "topk_sigma",
     "CateNormTopKSigmaTrainer": "topk_sigma",
+    "RAMDSIRTrainer": "ram_dsir",
+    "MindTheGapTrainer": "mind_the_gap",
 }
 """Trainer class -> module of this package that defines it."""
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
+from nnunetv2.configuration import ANISO_THRESHOLD
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -111,6 +112,17 @@ class ExtensionTrainer(nnUNetTrainer):
         self.history = History()
         self._figures: dict[str, float] = {}
         self._bar: Any = None
+
+    @property
+    def image_channels(self) -> int:
+        """Input channels that are images; a cascade's others are segmentations."""
+        return len(self.configuration_manager.normalization_schemes)
+
+    @property
+    def has_thick_slices(self) -> bool:
+        """Whether patches are so anisotropic that nnU-Net, too, augments them slice by slice."""
+        patch_size = self.configuration_manager.patch_size
+        return len(patch_size) == 3 and max(patch_size) / patch_size[0] > ANISO_THRESHOLD
 
     @classmethod
     def collected_method_settings(cls) -> dict[str, type]:
@@ -335,7 +347,9 @@ class ExtensionTrainer(nnUNetTrainer):
         parts = [output.pop("parts") for output in train_outputs]
         super().on_train_epoch_end(train_outputs)
         parts = [part for rank in self.gather(parts) for part in rank]
-        for name in dict.fromkeys(name for part in parts for name in part):
+        names = list(dict.fromkeys(name for part in parts for name in part))
+        self.history.losses += [name for name in names if name not in self.history.losses]
+        for name in names:
             self.record(name, float(np.mean([part[name] for part in parts if name in part])))
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -425,6 +439,7 @@ class ExtensionTrainer(nnUNetTrainer):
         super().load_checkpoint(filename_or_checkpoint)
         if state is not None:
             self.history.rows = state["history"]
+            self.history.losses = state["losses"]
             for name, weights in state["auxiliary"].items():
                 unwrap(self.auxiliary[name]).load_state_dict(weights)
             for name, optimizer_state in state["optimizers"].items():
@@ -443,6 +458,7 @@ class ExtensionTrainer(nnUNetTrainer):
             "training_settings": asdict(self.training_settings),
             "settings": self._settings_as_dicts(),
             "history": self.history.rows,
+            "losses": self.history.losses,
             "auxiliary": {n: unwrap(m).state_dict() for n, m in self.auxiliary.items()},
             "optimizers": {n: o.state_dict() for n, o in self.auxiliary_optimizers.items()},
         }

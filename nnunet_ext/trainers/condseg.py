@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from nnunetv2.configuration import ANISO_THRESHOLD
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
@@ -247,19 +246,16 @@ class ConDSegTrainer(ExtensionTrainer):
 
     def _strong_view(self, data: Tensor) -> Tensor:
         """Change the images and leave alone what a cascade puts behind them."""
-        configuration = self.configuration_manager
-        channels = len(configuration.normalization_schemes)
-        patch = configuration.patch_size
-        # where nnU-Net, too, augments slice by slice
-        flat = len(patch) == 3 and max(patch) / patch[0] > ANISO_THRESHOLD
-        names = self.dataset_json.get("channel_names", self.dataset_json.get("modality"))
+        images, others = data.tensor_split([self.image_channels], dim=1)
+        channels = self.dataset_json.get("channel_names", self.dataset_json.get("modality"))
+        names = {str(name).lower() for name in channels.values()}
         view = strong_view(
-            data[:, :channels],
-            axes=(1, 2) if flat else None,
-            colour=channels == 3 and {str(n).lower() for n in names.values()} in COLOUR_NAMES,
-            keep_zero=configuration.use_mask_for_norm,
+            images,
+            axes=(1, 2) if self.has_thick_slices else None,
+            colour=self.image_channels == 3 and names in COLOUR_NAMES,
+            keep_zero=self.configuration_manager.use_mask_for_norm,
         )
-        return torch.cat([view, data[:, channels:]], dim=1)
+        return torch.cat([view, others], dim=1)
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
         super().on_train_epoch_end(train_outputs)

@@ -20,6 +20,7 @@ class History:
 
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
+        self.losses: list[str] = []  # names of the figures that are parts of the loss
 
     def add(self, epoch: int, figures: Mapping[str, float]) -> None:
         """Append the row of ``epoch``, replacing rows from a run that was interrupted."""
@@ -39,25 +40,23 @@ class History:
             writer.writerows(self.rows)
 
     def plot(self, path: Path) -> None:
-        """Draw losses on the left and Dice scores (names ending in ``dice``) on the right."""
+        """Draw parts of the loss on the left, all other figures, dotted, on the right."""
         with style.context("default"):  # nnU-Net's plots enlarge all fonts for good
             figure = Figure(figsize=(9, 5), layout="constrained")
             losses = figure.add_subplot()
             losses.set(xlabel="epoch", ylabel="loss")
-            scores = losses.twinx()
-            scores.set_ylabel("pseudo Dice")
-            has_scores = False
+            others = losses.twinx()
+            others.set_ylabel("scores and shares")
             for number, name in enumerate(self.names):
-                is_score = name.endswith("dice")
-                has_scores |= is_score
+                is_loss = name in self.losses
                 points = [(row[EPOCH], row[name]) for row in self.rows if name in row]
-                (scores if is_score else losses).plot(
+                (losses if is_loss else others).plot(
                     *zip(*points, strict=True),
                     color=f"C{number % 10}",
-                    linestyle=":" if is_score else "-",
+                    linestyle="-" if is_loss else ":",
                     marker="." if len(points) == 1 else None,
                     label=name,
                 )
-            scores.get_yaxis().set_visible(has_scores)
+            others.get_yaxis().set_visible(set(self.names) > set(self.losses))
             figure.legend(loc="outside upper center", ncols=4, frameon=False)
             figure.savefig(path, dpi=120)

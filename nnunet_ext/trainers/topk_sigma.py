@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 
 from nnunet_ext.losses import NoiseEstimator, TopKSigmaCompoundLoss, TopKSigmaLoss
-from nnunet_ext.losses.noise_share import estimate_noise
+from nnunet_ext.losses.noise_share import estimate_noise, join
 from nnunet_ext.losses.topk_sigma import Scope, Smoothing
 from nnunet_ext.losses.topk_sigma_compound import DiceForm
 from nnunet_ext.settings import STRICT
@@ -176,8 +176,7 @@ class TopKSigmaMixin(ExtensionTrainer):
         super().on_validation_epoch_end(val_outputs)
         if self.loss.noise is None:
             return
-        counts = torch.stack(self.gather(self.loss.noise.pop_counts())).sum(0)
-        found = estimate_noise(counts)
+        found = estimate_noise(join(self.gather(self.loss.noise.pop_counts())))
         for name, rate in zip(self._judged_names, found.rates.tolist(), strict=True):
             self.record(f"mislabelled_{name}", rate)
         self.record(ESTIMATE, found.sigma)

@@ -36,6 +36,16 @@ def test_domains_are_written_into_both_copies_and_nothing_else_changes(world: Wo
     assert copies(world)[0].stat().st_mode & 0o777 == 0o640
 
 
+def test_a_copy_that_has_the_domains_already_is_left_alone(world: World) -> None:
+    raw, preprocessed = copies(world)
+    save_domains(DATASET, DOMAINS)
+    preprocessed.write_text(json.dumps(json.loads(preprocessed.read_text()) | {"domains": {}}))
+    before = raw.stat()
+    assert save_domains(DATASET, DOMAINS) == [preprocessed]
+    assert raw.stat() == before
+    assert save_domains(DATASET, DOMAINS) == []
+
+
 def test_a_link_to_dataset_json_stays_a_link(world: World, tmp_path: Path) -> None:
     path = copies(world)[0]
     target = path.rename(tmp_path / "elsewhere.json")

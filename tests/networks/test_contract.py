@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from nnunet_ext.networks import CateNormUNet, ConDSegNet
+from nnunet_ext.networks import CateNormUNet, ConDSegNet, LocallyMaskedUNet
 from nnunet_ext.networks.condseg import EncoderFirstUNet
 from tests.contract import TASKS, NetworkContract
 from tests.tiny import Task
@@ -34,3 +34,8 @@ class TestConDSegNet(NetworkContract):
 class TestEncoderFirstUNet(NetworkContract):
     def build(self, task: Task) -> nn.Module:
         return EncoderFirstUNet(task.unet())
+
+
+class TestLocallyMaskedUNet(NetworkContract):
+    def build(self, task: Task) -> nn.Module:
+        return LocallyMaskedUNet(task.unet(), stride=4)

@@ -66,15 +66,18 @@ def voxels(configuration: dict[str, Any]) -> int:
         (planners.CateNormPlanner, ExperimentPlanner),
         (planners.CateNormResEncPlanner, nnUNetPlannerResEncM),
         (planners.ConDSegPlanner, ExperimentPlanner),
+        (planners.RAMDSIRPlanner, ExperimentPlanner),
+        (planners.RAMDSIRResEncPlanner, nnUNetPlannerResEncM),
+        (planners.MindTheGapPlanner, ExperimentPlanner),
     ],
 )
-def test_plans_for_a_method_are_smaller_than_stock_but_of_stock_networks(
+def test_plans_that_count_more_than_stock_are_smaller_than_stock_but_of_stock_networks(
     ours: type[ExperimentPlanner], stock: type[ExperimentPlanner]
 ) -> None:
-    method, plain = plan(ours), plan(stock)
+    smaller, plain = plan(ours), plan(stock)
     for name in ("2d", "3d_fullres"):
-        assert 0.4 * voxels(plain[name]) < voxels(method[name]) < voxels(plain[name])
-        networks = {each[name]["architecture"]["network_class_name"] for each in (method, plain)}
+        assert 0.4 * voxels(plain[name]) < voxels(smaller[name]) < voxels(plain[name])
+        networks = {each[name]["architecture"]["network_class_name"] for each in (smaller, plain)}
         assert len(networks) == 1
 
 

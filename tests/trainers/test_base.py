@@ -411,6 +411,20 @@ def test_epochs_after_the_checkpoint_are_replaced_not_repeated(make_world: MakeW
     assert [row["epoch"] for row in again.history.rows] == [0, 1]
 
 
+def test_a_continued_training_still_tells_losses_from_other_figures(
+    make_world: MakeWorld,
+) -> None:
+    world = make_world(dim=2)
+    settings = {"catenorm": {"plain_fraction": 0.5}}
+    first = world.trainer("CateNormTrainer", settings)
+    first.run_training()
+    assert first.history.losses == ["first_pass", "second_pass"]
+    assert set(first.history.names) > set(first.history.losses)
+    second = tiny.ready(world.trainer("CateNormTrainer", settings))
+    second.load_checkpoint(str(Path(first.output_folder, "checkpoint_final.pth")))
+    assert second.history.losses == first.history.losses
+
+
 def test_the_plot_of_losses_is_a_picture(make_world: MakeWorld) -> None:
     trainer = make_world(dim=2).trainer("CateNormTrainer")
     trainer.run_training()

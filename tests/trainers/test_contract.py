@@ -9,6 +9,7 @@ TRAINERS = (
     Recipe("ConDSegTrainer", {"condseg": {"first_phase": 0.5}}),
     Recipe("TopKSigmaTrainer", {"topk_sigma": {"warm_up": 0.0, "top_fraction": 0.5}}),
     Recipe("CateNormTopKSigmaTrainer"),
+    Recipe("RAMDSIRTrainer"),
 )
 
 

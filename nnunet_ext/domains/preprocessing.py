@@ -1,0 +1,165 @@
+"""Images without labels, preprocessed as nnU-Net preprocesses those that it trains on."""
+
+import shutil
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.configuration import default_num_processes
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from tqdm import tqdm
+
+from nnunet_ext.datasets import PREPROCESSED, RAW, nnunet_folder
+from nnunet_ext.domains.unlabelled import FOLDER, unlabelled_cases
+from nnunet_ext.errors import UserError
+from nnunet_ext.files import one_at_a_time, read_object, replacing, write_json
+
+SUFFIX = "_unlabelled"
+"""What the folder's name adds to that of the preprocessed configuration beside it."""
+
+CASES = "cases"
+"""Folder in it with the cases alone: nnU-Net tells a format by all files that lie together."""
+RECORD = "made_from.json"
+
+_PLANS_KEYS = (
+    "image_reader_writer",
+    "transpose_forward",
+    "foreground_intensity_properties_per_channel",
+)
+_CONFIGURATION_KEYS = (
+    "preprocessor_name",
+    "spacing",
+    "normalization_schemes",
+    "use_mask_for_norm",
+    "resampling_fn_data",
+    "resampling_fn_data_kwargs",
+)
+
+
+def preprocessed_unlabelled(
+    plans_manager: PlansManager,
+    configuration: ConfigurationManager,
+    dataset_json: Mapping[str, Any],
+    log: Callable[[str], object] = print,
+    processes: int = default_num_processes,
+) -> Path:
+    """Preprocess the images in ``imagesUn``, unless that has been done.
+
+    They are preprocessed anew when they or the plans have changed. Of several processes that ask
+    at the same time, as trainings of several folds do, one works and the others wait.
+
+    Args:
+        plans_manager: The plans, whose data set is meant.
+        configuration: A configuration of the plans.
+        dataset_json: Of the data set.
+        log: Gets a line where there is something to do or to wait for.
+        processes: That work at a time; the default is nnU-Net's ``nnUNet_def_n_proc``.
+
+    Returns:
+        Folder that nnU-Net's data set classes can read. In place of labels it holds what nnU-Net
+        makes of images that it only predicts: 0, and -1 where an image has no content.
+
+    Raises:
+        UserError: If there are no such images, or one cannot be used. What was there before is
+            kept.
+    """
+    raw = nnunet_folder(RAW) / plans_manager.dataset_name
+    folder = nnunet_folder(PREPROCESSED) / plans_manager.dataset_name
+    folder /= configuration.data_identifier + SUFFIX
+    with one_at_a_time(folder.with_name(f".{folder.name}.lock"), log):
+        record = decisive_plans(plans_manager, configuration)
+        done = read_object(folder / RECORD) if folder.is_dir() else {}
+        # raw images may have been put away after preprocessing
+        if not raw.is_dir() and done.items() >= record.items():
+            return folder / CASES
+        cases = unlabelled_cases(raw)
+        stats = {path.name: path.stat() for images in cases.values() for path in images}
+        record["images"] = {name: [s.st_size, s.st_mtime_ns] for name, s in stats.items()}
+        if done != record:
+            log(f"Preprocessing {len(cases)} cases of {raw / FOLDER}")
+            with replacing(folder) as partial:
+                (partial / CASES).mkdir(parents=True)
+                _preprocess_all(
+                    cases, partial / CASES, plans_manager, configuration, dataset_json, processes
+                )
+                write_json(partial / RECORD, record)
+                shutil.rmtree(folder, ignore_errors=True)
+    return folder / CASES
+
+
+def decisive_plans(
+    plans_manager: PlansManager, configuration: ConfigurationManager
+) -> dict[str, Any]:
+    """What of the plans decides how images are preprocessed."""
+    return {
+        "plans": {key: plans_manager.plans.get(key) for key in _PLANS_KEYS},
+        "configuration": {k: configuration.configuration.get(k) for k in _CONFIGURATION_KEYS},
+    }
+
+
+def _preprocess_all(
+    cases: Mapping[str, list[Path]],
+    folder: Path,
+    plans_manager: PlansManager,
+    configuration: ConfigurationManager,
+    dataset_json: Mapping[str, Any],
+    processes: int,
+) -> None:
+    executor: Executor = ProcessPoolExecutor(min(processes, len(cases)), get_context("spawn"))
+    try:
+        futures = {
+            case: executor.submit(
+                _preprocess,
+                str(folder / case),
+                [str(path) for path in images],
+                plans_manager,
+                configuration,
+                dict(dataset_json),
+            )
+            for case, images in cases.items()
+        }
+        for case, future in tqdm(
+            futures.items(), f"Preprocessing {FOLDER}", unit="case", leave=False, disable=None
+        ):
+            try:
+                future.result()
+            except BrokenProcessPool as error:
+                raise UserError(
+                    f"A process that preprocesses {FOLDER} was killed, probably because memory "
+                    "ran out. Set nnUNet_def_n_proc to a lower number."
+                ) from error
+            except Exception as error:  # readers and preprocessors raise anything
+                reason = str(error).strip().splitlines()[-1:] or [repr(error)]
+                message = f"Cannot preprocess case {case} in {FOLDER}: {reason[0]}"
+                raise UserError(message) from error
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _preprocess(
+    target: str,
+    images: list[str],
+    plans_manager: PlansManager,
+    configuration: ConfigurationManager,
+    dataset_json: dict[str, Any],
+) -> None:
+    """Preprocess one case; ``target`` is a path without ending."""
+    preprocessor: Any = configuration.preprocessor_class(verbose=False)
+    preprocess_voxels = preprocessor.run_case_npy
+    channels = len(configuration.normalization_schemes)
+    labels = plans_manager.get_label_manager(dataset_json)
+    # where there is an ignore label, nnU-Net's loader draws patches around such voxels
+    drawn_from = [[-1, *labels.all_labels]] if labels.has_ignore_label else []
+
+    def preprocess_unlabelled_voxels(data: Any, *others: Any) -> Any:
+        if len(data) != channels:
+            raise ValueError(f"its images have {len(data)} channels, but the plans {channels}.")
+        data, seg, properties = preprocess_voxels(data, *others)
+        properties["class_locations"] = preprocessor._sample_foreground_locations(seg, drawn_from)
+        return data, seg, properties
+
+    preprocessor.run_case_npy = preprocess_unlabelled_voxels
+    preprocessor.run_case_save(target, images, None, plans_manager, configuration, dataset_json)

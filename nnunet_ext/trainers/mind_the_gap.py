@@ -1,0 +1,315 @@
+"""Mind the Gap: labels in one modality, only images in the other.
+
+Paper: arXiv 2205.11888; see :mod:`nnunet_ext.networks.translator` for what is certain. Images
+without labels lie in ``imagesUn`` of the raw data set.
+"""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+from unittest.mock import patch
+
+import torch
+from batchgenerators.dataloading.nondet_multi_threaded_augmenter import (
+    NonDetMultiThreadedAugmenter,
+)
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
+
+from nnunet_ext.domains.preprocessing import preprocessed_unlabelled
+from nnunet_ext.errors import UserError
+from nnunet_ext.losses import alignment_losses, critic_loss
+from nnunet_ext.networks import LocallyMaskedUNet, OutputCritic, frozen
+from nnunet_ext.networks.catenorm import Logits
+from nnunet_ext.networks.locally_masked import PAPER_STRIDE, Scope
+from nnunet_ext.networks.translator import SOURCE, TARGET
+from nnunet_ext.settings import NEUTRAL, STRICT, read_method_settings
+from nnunet_ext.trainers.base import ExtensionTrainer, Losses, Update, unwrap
+from nnunet_ext.translation.cases import translated_cases
+from nnunet_ext.translation.settings import TranslatorSettings
+
+CRITIC_BETAS = (0.9, 0.99)
+SHEET = "translations.png"
+
+
+@dataclass(frozen=True, config=STRICT)
+class MindTheGapSettings(TranslatorSettings):
+    """Settings of Mind the Gap: those of Step A (``translator_...``), then those of Step B."""
+
+    lambda_adv: Annotated[
+        float,
+        Field(
+            ge=0,
+            allow_inf_nan=False,
+            description="weight of aligning features and outputs; the paper's 0.01 is for a "
+            "segmentation loss of half nnU-Net's",
+        ),
+    ] = 0.02
+    critic_lr: Annotated[
+        float, Field(gt=0, allow_inf_nan=False, description="learning rate of the critics' Adam")
+    ] = 1e-4
+    mask_stride: Annotated[
+        int, Field(ge=1, description="the mask stands where the encoder first reaches this stride")
+    ] = PAPER_STRIDE
+    mask_scope: Annotated[
+        Scope, Field(description="stages that it multiplies: all, deep (from its own), its own")
+    ] = "all"
+    mask_renorm: Annotated[
+        bool, Field(description="only the mask's spatial variation counts; the paper has this not")
+    ] = True
+    mask_detach: Annotated[
+        bool, Field(description="no gradient of the segmentation through the mask")
+    ] = False
+    mask_at_inference: Annotated[
+        bool, Field(description="mask in prediction, too", json_schema_extra=NEUTRAL)
+    ] = True
+
+
+class MindTheGapTrainer(ExtensionTrainer):
+    """Step A, before the first epoch, then a U-Net that critics make blind to the domain.
+
+    Every batch of translated labelled images has one of unlabelled images beside it. Labels of
+    unlabelled images, should they exist, are never read: validation is on held-out labelled
+    cases, translated, and says nothing about the other modality.
+
+    Deviations from the authors' implementation, besides those of the network: nnU-Net's loss,
+    optimiser, augmentation and gradient clipping (the critics', too).
+    """
+
+    purpose: ClassVar[str] = "labels in one modality, only images in the other"
+    paper: ClassVar[str] = "Su et al., IEEE JBHI 27(7), 2023, arXiv 2205.11888"
+    relative_cost: ClassVar[str] = "two batches per step, after training a translator"
+    method_settings: ClassVar[dict[str, type]] = {"mind_the_gap": MindTheGapSettings}
+
+    preprocessed_dataset_folder: str
+
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),  # noqa: B008  (nnU-Net's own signature)
+    ) -> None:
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        if self.is_cascaded:
+            raise UserError(
+                f"{type(self).__name__} cannot train {configuration}, because nobody predicts "
+                "the previous stage of images without labels. Train 3d_lowres or 3d_fullres."
+            )
+        if self.is_ddp:
+            raise UserError(f"{type(self).__name__} trains on one GPU: leave out -num_gpus.")
+        self.labelled_folder = Path(self.preprocessed_dataset_folder)
+        self._unlabelled_cases: Any = None  # data set of target images
+        self._unlabelled: Any = None  # their loader
+        self._critic_schedule: Any = None
+
+    @classmethod
+    def build_network_architecture(
+        cls,
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        """Wrap the planned U-Net; all that shapes it comes from the plans."""
+        settings = read_method_settings(
+            configuration_manager.configuration, "mind_the_gap", MindTheGapSettings
+        )
+        unet = super().build_network_architecture(
+            plans_manager,
+            configuration_manager,
+            num_input_channels,
+            num_output_channels,
+            enable_deep_supervision,
+        )
+        return LocallyMaskedUNet(
+            unet,
+            stride=settings.mask_stride,
+            scope=settings.mask_scope,
+            renorm=settings.mask_renorm,
+            detach=settings.mask_detach,
+            mask_at_inference=settings.mask_at_inference,
+        )
+
+    @property
+    def mind_the_gap(self) -> MindTheGapSettings:
+        """The settings in force."""
+        settings: MindTheGapSettings = self.settings["mind_the_gap"]
+        return settings
+
+    @property
+    def aligns(self) -> bool:
+        """Whether target images are used at all, beyond Step A."""
+        return self.mind_the_gap.lambda_adv > 0 or self.mind_the_gap.mask_scope != "off"
+
+    @property
+    def _masked(self) -> LocallyMaskedUNet:
+        network = unwrap(self.network)
+        assert isinstance(network, LocallyMaskedUNet)
+        return network
+
+    # ---------------------------------------------------------------------------------- images
+
+    def get_dataloaders(self) -> tuple[Any, Any]:
+        self._use_translated_images()
+        loaders = super().get_dataloaders()
+        if self.aligns:
+            cases = self._unlabelled_cases
+            with (
+                patch.object(self, "get_tr_and_val_datasets", lambda: (cases, cases)),
+                patch.object(self, "oversample_foreground_percent", 0.0),
+            ):
+                self._unlabelled, unused = super().get_dataloaders()
+            _finish(unused)
+        return loaders
+
+    def _use_translated_images(self) -> None:
+        """Have nnU-Net read labelled cases in target looks, which may need Step A first."""
+        if "CTNormalization" in self.configuration_manager.normalization_schemes:
+            self.print_to_log_file(
+                "WARNING: the plans clip and scale all images by what labelled CT images hold. "
+                "Unless the images without labels are CT as well, name the channel otherwise in "
+                'dataset.json (for example "image"), plan and preprocess again.'
+            )
+        unlabelled = preprocessed_unlabelled(
+            self.plans_manager,
+            self.configuration_manager,
+            self.dataset_json,
+            self.print_to_log_file,
+        )
+        labelled_cases, self._unlabelled_cases = (
+            infer_dataset_class(str(folder))(str(folder))
+            for folder in (self.labelled_folder, unlabelled)
+        )
+        translated = translated_cases(
+            [labelled_cases, self._unlabelled_cases],
+            self.mind_the_gap,
+            self.labelled_folder,
+            self.device,
+            self.print_to_log_file,
+            get_allowed_n_proc_DA(),
+        )
+        self.preprocessed_dataset_folder = str(translated)
+        for sheet in sorted(translated.parent.glob("translations_*.png"))[-1:]:
+            shutil.copyfile(sheet, Path(self.output_folder, SHEET))
+
+    def on_train_end(self) -> None:
+        super().on_train_end()
+        _finish(self._unlabelled)
+
+    # ------------------------------------------------------------------------------------ Step B
+
+    def build_auxiliary(self) -> dict[str, nn.Module]:
+        heads = self.label_manager.num_segmentation_heads
+        return {"output_critic": OutputCritic(heads, self.configuration_manager.patch_size)}
+
+    def build_auxiliary_optimizers(self) -> dict[str, Optimizer]:
+        # nnU-Net's optimiser has the feature critic, too, but never sees it with a gradient
+        critics = [*self._masked.feature_critic.parameters(), *self.auxiliary.parameters()]
+        lr = self.mind_the_gap.critic_lr
+        optimizer = torch.optim.Adam(critics, lr, betas=CRITIC_BETAS)
+        self._critic_schedule = PolyLRScheduler(optimizer, lr, self.num_epochs)
+        return {"critics": optimizer}
+
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        self._critic_schedule.step(self.current_epoch)
+
+    def compute_losses(
+        self, data: Tensor, target: Any, keys: list[str]
+    ) -> Iterator[Losses | Update]:
+        """One update of the segmenter, one of both critics."""
+        if not self.aligns:
+            yield {"segmentation": self.loss(self.network(data), target)}
+            return
+        output_critic = self.auxiliary["output_critic"]
+        images = next(self._unlabelled)["data"].to(self.device, non_blocking=True)
+        # what a graph leaves out no later backward pass reaches, so this block is long enough
+        with frozen(self._masked.feature_critic, output_critic):
+            (source, source_features), (logits, features) = self._both(data, images)
+            parts: Losses = {"segmentation": self.loss(source, target)}
+            with torch.autocast(self.device.type, enabled=False):
+                outputs = self._probabilities(logits)
+                alignment = alignment_losses(self._masked.score(features), output_critic(outputs))
+            weight = self.mind_the_gap.lambda_adv
+            parts |= {f"{name}_alignment": weight * part for name, part in alignment.items()}
+        with torch.autocast(self.device.type, enabled=False):
+            outputs, source_outputs = outputs.detach(), self._probabilities(source).detach()
+        features, source_features = features.detach(), source_features.detach()
+        del source, logits, alignment
+        yield parts
+        with torch.autocast(self.device.type, enabled=False):
+            losses = {
+                "feature_critic": critic_loss(
+                    low=self._masked.score(source_features), high=self._masked.score(features)
+                ),
+                "output_critic": critic_loss(
+                    low=output_critic(source_outputs), high=output_critic(outputs)
+                ),
+            }
+        yield Update(losses, self.auxiliary_optimizers["critics"])
+
+    def _both(
+        self, source: Tensor, target: Tensor
+    ) -> tuple[tuple[Logits, Tensor], tuple[Logits, Tensor]]:
+        """Logits and features of both domains."""
+        images = torch.cat([source, target])
+        domain = torch.tensor([SOURCE] * len(source) + [TARGET] * len(target), device=self.device)
+        halves = slice(None, len(source)), slice(len(source), None)
+        if any(isinstance(module, _BatchNorm) for module in self._masked.modules()):
+            # each domain is normalised by statistics of its own, as in the authors' code
+            first, second = (
+                self.network(images[half], domain[half], return_features=True) for half in halves
+            )
+        else:
+            logits, features = self.network(images, domain, return_features=True)
+            first, second = ((_part(logits, half), features[half]) for half in halves)
+        return first, second
+
+    def _probabilities(self, logits: Logits) -> Tensor:
+        full_resolution = logits if isinstance(logits, Tensor) else logits[0]
+        if self.label_manager.has_regions:
+            return full_resolution.float().sigmoid()
+        return full_resolution.float().softmax(dim=1)
+
+    # -------------------------------------------------------------------------------- validation
+
+    def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        with self._answering_as_source():
+            return super().validation_step(batch)
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        if Path(self.preprocessed_dataset_folder) == self.labelled_folder:  # after --val
+            self._use_translated_images()
+        with self._answering_as_source():
+            super().perform_actual_validation(save_probabilities)
+
+    @contextmanager
+    def _answering_as_source(self) -> Iterator[None]:
+        """Have the network take images for labelled ones, which are never masked."""
+        usual = self._masked.inference_domain
+        self._masked.inference_domain = SOURCE
+        try:
+            yield
+        finally:
+            self._masked.inference_domain = usual
+
+
+def _part(logits: Logits, half: slice) -> Logits:
+    return logits[half] if isinstance(logits, Tensor) else [scale[half] for scale in logits]
+
+
+def _finish(loader: Any) -> None:
+    if isinstance(loader, NonDetMultiThreadedAugmenter):
+        loader._finish()

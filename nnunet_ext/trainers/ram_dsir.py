@@ -1,0 +1,346 @@
+"""RAM-DSIR: train on several domains for images of a domain that nobody has seen.
+
+Paper: Zhou, Qi, Shi, ECCV 2022, arXiv 2208.03901, whose body was not available to us. Defaults
+follow the authors' published implementation.
+"""
+
+from typing import Annotated, Any, ClassVar
+
+import torch
+from batchgeneratorsv2.transforms.intensity.brightness import MultiplicativeBrightnessTransform
+from batchgeneratorsv2.transforms.intensity.contrast import ContrastTransform
+from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
+
+from nnunet_ext.augmentation.amplitude_mixup import StyleBank, draw_ratios, low_frequencies, mix
+from nnunet_ext.errors import CheckpointError
+from nnunet_ext.losses import RestorationLoss, SymmetricKLConsistency
+from nnunet_ext.losses.restoration import over_domains
+from nnunet_ext.networks import RestorationDecoder
+from nnunet_ext.networks.restoration import return_features
+from nnunet_ext.settings import STRICT
+from nnunet_ext.trainers import checkpoint as checkpoints
+from nnunet_ext.trainers.base import ExtensionTrainer, Losses, unwrap
+
+ORIGINAL = "original"
+MIXED = "mixed"
+CONSISTENCY = "consistency"
+RESTORATION = "restoration"
+
+DOMAINS_KEY = "domains"
+"""Where our part of a checkpoint lists the domains in the order of the decoder's tables."""
+
+STYLE_TRANSFORMS = (MultiplicativeBrightnessTransform, ContrastTransform, GammaTransform)
+"""nnU-Net's augmentations that change the style of an image rather than its quality."""
+
+ADAM_ENCODER_LR = 0.5
+"""The authors train the encoder at half the rate where images are restored; they use Adam."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class RAMDSIRSettings:
+    """Settings of RAM-DSIR. Defaults follow the authors' implementation where it has them."""
+
+    ram: Annotated[
+        bool, Field(description="a second view of each image, mixed with another domain's style")
+    ] = True
+    consistency: Annotated[
+        bool, Field(description="both views are to be segmented alike; needs ram")
+    ] = True
+    restoration: Annotated[
+        bool, Field(description="the image is to be restored from its last view's deep features")
+    ] = True
+    band: Annotated[
+        float, Field(ge=0, le=0.5, description="half-width of the mixed window, share of each axis")
+    ] = 0.1
+    probability: Annotated[
+        float, Field(ge=0, le=1, description="chance of each image to be mixed")
+    ] = 1.0
+    max_ratio: Annotated[
+        float, Field(ge=0, le=1, description="highest weight of the partner's amplitudes")
+    ] = 0.9
+    slicewise: Annotated[
+        bool | None,
+        Field(description="mix slices, not volumes; default where nnU-Net augments slices"),
+    ] = None
+    bank_size: Annotated[
+        int, Field(ge=1, description="recent patches per domain that partners are drawn from")
+    ] = 64
+    consistency_weight: Annotated[
+        float, Field(ge=0, allow_inf_nan=False, description="weight of the consistency")
+    ] = 0.5
+    complete_regions: Annotated[
+        bool, Field(description="regions: compare both outcomes, not as published only one")
+    ] = True
+    restoration_weight: Annotated[
+        float, Field(ge=0, allow_inf_nan=False, description="weight of the restoration, per domain")
+    ] = 0.1
+    intensity_range: Annotated[
+        float,
+        Field(gt=0, allow_inf_nan=False, description="preprocessed values restored without loss"),
+    ] = 3.0
+    max_stride: Annotated[
+        int | None,
+        Field(ge=1, description="restore from features at most so much smaller; default deepest"),
+    ] = None
+    full_resolution: Annotated[
+        bool,
+        Field(description="restore in full resolution, not half; as published, but costs more"),
+    ] = False
+    average_views: Annotated[
+        bool | None,
+        Field(description="halve the losses of two views, not sum them; default with sgd"),
+    ] = None
+    encoder_lr_factor: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            le=1,
+            description="learning rate of the encoder over that of the rest; default 1, with adam "
+            f"and restoration {ADAM_ENCODER_LR}",
+        ),
+    ] = None
+    style_augmentation: Annotated[
+        bool, Field(description="keep nnU-Net's own random brightness, contrast and gamma")
+    ] = True
+
+
+class RAMDSIRTrainer(ExtensionTrainer):
+    """Segments each image in its own style and in a mixture, and restores the one from the other.
+
+    The network is the planned one, and validation and prediction see nothing of all this.
+
+    Deviations from the authors' implementation: nnU-Net's optimiser, schedule, losses and
+    augmentation; partners are recent patches after augmentation, not images from disk; means
+    are mixed with their signs (:mod:`nnunet_ext.augmentation.amplitude_mixup`); restoration in half
+    resolution, with instance instead of batch normalisation; no normalisation by test batches.
+    """
+
+    purpose: ClassVar[str] = "the model must work on scanners or sites that it never saw"
+    paper: ClassVar[str] = "Zhou et al., RAM-DSIR, ECCV 2022, arXiv 2208.03901"
+    relative_cost: ClassVar[str] = "two views and a small decoder: over 2x stock time and memory"
+    method_settings: ClassVar[dict[str, type]] = {"ram_dsir": RAMDSIRSettings}
+    requires_domains: ClassVar[bool] = True
+
+    @property
+    def ram_dsir(self) -> RAMDSIRSettings:
+        """The settings in force."""
+        settings: RAMDSIRSettings = self.settings["ram_dsir"]
+        return settings
+
+    @property
+    def domain_names(self) -> list[str]:
+        """All domains of the data set, those that this fold holds out included, by number."""
+        return sorted(set(self.domains.values()))
+
+    @property
+    def slicewise(self) -> bool:
+        """Whether slices are mixed instead of volumes."""
+        if self.ram_dsir.slicewise is not None:
+            return self.ram_dsir.slicewise
+        return self.has_thick_slices
+
+    @property
+    def averages_views(self) -> bool:
+        """Whether the losses of two views are halved.
+
+        Their sum doubles the gradients, which nnU-Net's learning rate and clipping for SGD are
+        not made for; Adam does not mind.
+        """
+        if self.ram_dsir.average_views is not None:
+            return self.ram_dsir.average_views
+        return self.training_settings.optimizer == "sgd"
+
+    @property
+    def encoder_lr_factor(self) -> float:
+        """Learning rate of the encoder over that of everything else."""
+        settings = self.ram_dsir
+        if settings.encoder_lr_factor is not None:
+            return settings.encoder_lr_factor
+        literal = settings.restoration and self.training_settings.optimizer == "adam"
+        return ADAM_ENCODER_LR if literal else 1.0
+
+    # ------------------------------------------------------------------------------ life cycle
+
+    def initialize(self) -> None:
+        settings = self.ram_dsir
+        self._bank = StyleBank(len(self.domain_names), settings.bank_size)
+        self._generator = torch.Generator()  # on the CPU, so that drawing does not wait for a GPU
+        self._generator.seed()
+        super().initialize()
+        self._consistency = SymmetricKLConsistency(
+            self.label_manager.has_regions, settings.complete_regions
+        )
+        self._restoration = RestorationLoss(settings.intensity_range)
+        has_batch_statistics = any(isinstance(m, _BatchNorm) for m in self.network.modules())
+        # each view has statistics of its own; and CPUs are slower on large batches
+        self._runs_views_apart = has_batch_statistics or self.device.type == "cpu"
+
+    def build_auxiliary(self) -> dict[str, nn.Module]:
+        settings = self.ram_dsir
+        if not settings.restoration:
+            return {}
+        network: Any = unwrap(self.network)
+        decoder = RestorationDecoder(
+            getattr(network, "encoder", network),
+            self.image_channels,
+            len(self.domain_names),
+            settings.max_stride,
+            settings.full_resolution,
+        )
+        return_features(network, decoder.stage)
+        return {RESTORATION: decoder}
+
+    def configure_optimizers(self, *stage: str) -> tuple[Optimizer, PolyLRScheduler]:
+        """Give the encoder a group of its own if it learns at another rate."""
+        optimizer, scheduler = super().configure_optimizers(*stage)
+        if self.encoder_lr_factor != 1:
+            network: Any = unwrap(self.network)
+            encoder = set(network.encoder.parameters())
+            everything = optimizer.param_groups[0]
+            own_group = {**everything, "params": [p for p in everything["params"] if p in encoder]}
+            everything["params"] = [p for p in everything["params"] if p not in encoder]
+            optimizer.add_param_group({**own_group, "lr_factor": self.encoder_lr_factor})
+        return optimizer, scheduler
+
+    def get_training_transforms(self, *args: Any, **kwargs: Any) -> Any:
+        transforms = super().get_training_transforms(*args, **kwargs)
+        if not self.ram_dsir.style_augmentation:
+            transforms.transforms = [
+                each
+                for each in transforms.transforms
+                if not isinstance(getattr(each, "transform", each), STYLE_TRANSFORMS)
+            ]
+        return transforms
+
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        # nnU-Net's schedule has just given all groups one rate
+        for group in self.optimizer.param_groups:
+            group["lr"] *= group.get("lr_factor", 1)
+        # what an epoch draws depends on its number alone, so that a continued training repeats it
+        self._bank.clear()
+        if self.training_settings.seed is not None:
+            self._generator.manual_seed(torch.initial_seed())
+        self._mixed_images, self._images = 0, 0
+        self._errors = torch.zeros(2, len(self.domain_names), device=self.device)
+
+    # ---------------------------------------------------------------------------------- a step
+
+    def compute_losses(self, data: Tensor, target: Any, keys: list[str]) -> Losses:
+        """Segment both views, compare them, and restore the image from the last."""
+        settings = self.ram_dsir
+        names = self.domain_names
+        domains = [names.index(self.domains[key]) for key in keys]
+        views = {ORIGINAL: data}
+        if settings.ram:
+            views[MIXED] = self._mix(data, domains)
+        outputs = self._segment(list(views.values()))
+        features: list[Tensor] = []
+        if settings.restoration:
+            outputs, features = map(list, zip(*outputs, strict=True))
+
+        share = 1 / len(views) if self.averages_views else 1.0
+        losses = {
+            name: share * self.loss(output, target)
+            for name, output in zip(views, outputs, strict=True)
+        }
+        if settings.ram and settings.consistency:
+            first, second = (
+                output if isinstance(output, Tensor) else output[0] for output in outputs
+            )
+            divergence = self._consistency(first, second, self._valid(target))
+            losses[CONSISTENCY] = share * settings.consistency_weight * divergence
+        if settings.restoration:
+            error = self._restore(features[-1], data[:, : self.image_channels], domains)
+            losses[RESTORATION] = share * settings.restoration_weight * error
+        return losses
+
+    def _mix(self, data: Tensor, domains: list[int]) -> Tensor:
+        """Give images (B, C, *S) styles of other domains, as far as the bank knows any."""
+        settings = self.ram_dsir
+        images, others = data.tensor_split([self.image_channels], dim=1)
+        frequencies = low_frequencies(images, settings.band, slicewise=self.slicewise)
+        partners, found = self._bank.draw(frequencies.style, domains, self._generator)
+        chosen = torch.rand(len(data), generator=self._generator) < settings.probability
+        ratios = draw_ratios(len(data), self._generator, settings.max_ratio) * (found & chosen)
+        mixed = mix(images, frequencies, partners, ratios, slicewise=self.slicewise)
+        self._bank.push(frequencies.style, domains)
+        self._mixed_images += int((ratios > 0).sum())
+        self._images += len(ratios)
+
+        masked = self.configuration_manager.use_mask_for_norm
+        if any(masked):
+            # outside the mask nnU-Net has set these channels to 0, which no style may change
+            shape = (1, -1, *[1] * (data.ndim - 2))
+            background = torch.tensor(masked, device=data.device).view(shape) & (images == 0)
+            mixed = mixed.masked_fill(background, 0)
+        return torch.cat([mixed, others], 1)
+
+    def _segment(self, views: list[Tensor]) -> list[Any]:
+        """Run the network on each view; what it returns in training mode, for each."""
+        if self._runs_views_apart:
+            return [self.network(view) for view in views]
+        return _split(self.network(torch.cat(views)), len(views))
+
+    def _valid(self, target: Any) -> Tensor | None:
+        """Voxels (B, *S) outside the ignore label at full resolution, None without one."""
+        if not self.label_manager.has_ignore_label:
+            return None
+        labels: Tensor = target if isinstance(target, Tensor) else target[0]
+        if self.label_manager.has_regions:  # the last channel marks ignored voxels
+            return ~labels[:, -1].bool()
+        return labels[:, 0] != self.label_manager.ignore_label
+
+    def _restore(self, features: Tensor, images: Tensor, domains: list[int]) -> Tensor:
+        numbers = torch.tensor(domains, device=images.device)
+        restored = self.auxiliary[RESTORATION](features, numbers, images.shape[2:])
+        errors = self._restoration.per_image(restored, images)
+        counted = torch.stack([errors.detach(), torch.ones_like(errors)])
+        self._errors.index_add_(1, numbers, counted)
+        return over_domains(errors, numbers)
+
+    def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
+        super().on_train_epoch_end(train_outputs)
+        counts = self.gather((self._mixed_images, self._images, self._errors.cpu()))
+        if self.ram_dsir.ram:
+            mixed, images = (sum(rank[i] for rank in counts) for i in (0, 1))
+            self.record("mixed_share", mixed / max(images, 1))
+        if self.ram_dsir.restoration:
+            sums, numbers = torch.stack([rank[2] for rank in counts]).sum(0).tolist()
+            for name, error, number in zip(self.domain_names, sums, numbers, strict=True):
+                if number:
+                    self.record(f"restoration_{name}", error / number)
+
+    # ----------------------------------------------------------------------------- checkpoints
+
+    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
+        """Load a checkpoint.
+
+        Raises:
+            CheckpointError: Also if it was trained with other domains.
+        """
+        state = checkpoints.read(filename_or_checkpoint).get(checkpoints.EXTENSION_KEY, {})
+        trained = state.get(DOMAINS_KEY, self.domain_names)
+        if trained != self.domain_names:
+            raise CheckpointError(
+                f"{filename_or_checkpoint} was trained with the domains {', '.join(trained)}, but "
+                f"dataset.json now has {', '.join(self.domain_names)}. Restore them, or train "
+                "afresh."
+            )
+        super().load_checkpoint(filename_or_checkpoint)
+
+    def _extension_state(self) -> dict[str, Any]:
+        return super()._extension_state() | {DOMAINS_KEY: self.domain_names}
+
+
+def _split(value: Any, parts: int) -> list[Any]:
+    """Split the batch of all tensors in nested lists and tuples."""
+    if isinstance(value, Tensor):
+        return list(value.chunk(parts))
+    return [type(value)(each) for each in zip(*(_split(v, parts) for v in value), strict=True)]

@@ -1,0 +1,133 @@
+"""Labelled cases in target looks, as a preprocessed data set beside the original one."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from nnunet_ext.files import one_at_a_time, replacing, write_json
+from nnunet_ext.networks.translator import DIVISOR, SOURCE, TARGET
+from nnunet_ext.translation.crops import is_flat, pad
+from nnunet_ext.translation.intensities import Voxels
+from nnunet_ext.translation.settings import TranslatorSettings
+from nnunet_ext.translation.training import TranslatorTraining
+
+_CASES = "cases"  # a folder of their own: nnU-Net tells a format by all files that lie together
+_SMALLEST = 8
+"""Shortest side that the translator takes: it pads by reflection and normalises a quarter."""
+
+
+def translated_cases(
+    datasets: Sequence[Any],
+    settings: TranslatorSettings,
+    beside: Path,
+    device: torch.device,
+    log: Callable[[str], object] = print,
+    workers: int = 0,
+) -> Path:
+    """Translate all source cases, after training a translator; reuse what is there of both.
+
+    Settings and preprocessed images decide whether it can be reused: others lead to another
+    folder, and nothing is overwritten. Of several processes that ask at the same time, one
+    works and the others wait.
+
+    Args:
+        datasets: nnU-Net's data sets of source and target.
+        settings: Of Step A.
+        beside: Preprocessed configuration; checkpoint, pictures and cases go to a folder
+            beside it.
+        device: Where to compute.
+        log: Gets a line now and then.
+        workers: Processes that draw crops.
+
+    Returns:
+        Folder that the source's class of data sets can read: the same cases with the same
+        labels and properties.
+
+    Raises:
+        UserError: See :class:`~nnunet_ext.translation.training.TranslatorTraining`.
+    """
+    record = {
+        # those of Step B, which may stand beside them, are of no consequence here
+        "settings": {
+            each.name: getattr(settings, each.name) for each in fields(TranslatorSettings)
+        },
+        "source": _files(datasets[SOURCE]),
+        "target": _files(datasets[TARGET]),
+    }
+    key = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:8]
+    folder = beside.with_name(f"{beside.name}_translated_{key}")
+    folder.mkdir(exist_ok=True)
+    cases = folder / _CASES
+    with one_at_a_time(folder / ".lock", log):
+        if not cases.is_dir():
+            log(f"Step A works in {folder}")
+            write_json(folder / "made_from.json", record)
+            training = TranslatorTraining(datasets, settings, folder, device, log, workers)
+            training.run()
+            with replacing(cases) as partial:
+                partial.mkdir()
+                translate_all(datasets[SOURCE], training, partial)
+    return cases
+
+
+def _files(dataset: Any) -> dict[str, list[int]]:
+    """Size and time of all preprocessed files."""
+    files = sorted(Path(dataset.source_folder).iterdir())
+    stats = {file.name: file.stat() for file in files if file.suffix in (".b2nd", ".npz", ".pkl")}
+    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
+
+
+def translate_all(dataset: Any, training: TranslatorTraining, folder: Path) -> None:
+    """Write every case of a source data set in target looks."""
+    cases = tqdm(dataset.identifiers, "Translating", unit="case", leave=False, disable=None)
+    for case in cases:
+        voxels, seg, _, properties = dataset.load_case(case)
+        layout = {}
+        if hasattr(voxels, "chunks"):  # not in nnU-Net's older format
+            layout = {
+                "chunks": voxels.chunks,
+                "blocks": voxels.blocks,
+                "chunks_seg": seg.chunks,
+                "blocks_seg": seg.blocks,
+            }
+        translated = translate(voxels[:], training)
+        dataset.save_case(translated, seg[:], properties, str(folder / case), **layout)
+
+
+@torch.no_grad()
+def translate(voxels: Voxels, training: TranslatorTraining) -> Voxels:
+    """Give the voxels (C, *S) of a source case the looks of the target.
+
+    Slices that are nearly constant, which normalisation would blow up to noise, only change their
+    range.
+    """
+    unit = training.ranges[SOURCE].to_unit(voxels)
+    dim = training.settings.translator_dim
+    # images of the translator come first, (N, C, *S'), also where the volume is one
+    images = np.moveaxis(unit, 1, 0) if dim == 2 else unit[None]
+    result = images.copy()
+    size = images.shape[2:]
+    padded_size = [max(_SMALLEST, -(-edge // DIVISOR) * DIVISOR) for edge in size]
+    inside: tuple[Any, ...] = (...,)
+    for edge, padded in zip(size, padded_size, strict=True):
+        start = (padded - edge) // 2
+        inside += (slice(start, start + edge),)
+    telling = [number for number, image in enumerate(images) if not is_flat(image)]
+    batch = training.settings.translator_batch
+    for first in range(0, len(telling), batch):
+        chosen = telling[first : first + batch]
+        padded = np.stack([pad(images[number], padded_size) for number in chosen])
+        translation = training.translator(
+            torch.from_numpy(padded).to(training.device),
+            torch.full((len(chosen),), SOURCE, device=training.device),
+        )
+        result[chosen] = translation.cpu().numpy()[inside]
+    result = np.moveaxis(result, 0, 1) if dim == 2 else result[0]
+    return np.ascontiguousarray(training.ranges[TARGET].from_unit(result))

@@ -1,0 +1,54 @@
+"""Settings of Step A."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from nnunet_ext.losses.translation import Variant
+from nnunet_ext.settings import STRICT
+
+
+@dataclass(frozen=True, config=STRICT)
+class TranslatorSettings:
+    """Settings of the translator. Defaults follow AD-GAN; the paper's length is not known."""
+
+    translator_iterations: Annotated[
+        int, Field(ge=1, description="training steps; the rate decays in the second half")
+    ] = 20_000
+    translator_batch: Annotated[
+        int, Field(ge=1, description="slices of either domain in a training step")
+    ] = 8
+    translator_crop: Annotated[
+        int,
+        Field(ge=24, description="longest side of a training crop; less than 3/4 of a slice hurts"),
+    ] = 256
+    translator_dim: Annotated[
+        Literal[2, 3], Field(description="2 translates slice by slice, 3 small isotropic volumes")
+    ] = 2
+    translator_filters: Annotated[int, Field(ge=1, description="of the first convolution")] = 64
+    translator_blocks: Annotated[int, Field(ge=1, description="residual blocks, each side")] = 4
+    translator_lr: Annotated[
+        float, Field(gt=0, allow_inf_nan=False, description="learning rate of Adam")
+    ] = 2e-4
+    translator_reconstruction: Annotated[
+        float, Field(ge=0, allow_inf_nan=False, description="weight of the reconstruction loss")
+    ] = 20.0
+    translator_cycle: Annotated[
+        float, Field(ge=0, allow_inf_nan=False, description="weight of the cycle loss")
+    ] = 20.0
+    translator_content: Annotated[
+        float, Field(ge=0, allow_inf_nan=False, description="weight of the content loss")
+    ] = 1.0
+    translator_pool: Annotated[
+        int, Field(ge=0, description="past translations that the discriminator sees again")
+    ] = 50
+    translator_variant: Annotated[
+        Variant,
+        Field(
+            description="v1: real images are real; v2: reconstructions, decoder learns them only"
+        ),
+    ] = "v1"
+    translator_seed: Annotated[
+        int, Field(ge=0, lt=2**31, description="of initial weights and of what is drawn")
+    ] = 0

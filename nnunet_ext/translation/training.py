@@ -1,0 +1,311 @@
+"""Training of the translator, which can be stopped at any time and goes on where it was."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from nnunet_ext.errors import CheckpointError, NonFiniteLossError
+from nnunet_ext.files import replacing
+from nnunet_ext.losses import TranslationLoss, critic_loss
+from nnunet_ext.networks import DomainDiscriminator, Translator
+from nnunet_ext.networks.translator import SOURCE, TARGET, opposite
+from nnunet_ext.translation.crops import CropBatches, crop_shape
+from nnunet_ext.translation.intensities import IntensityRange, survey
+from nnunet_ext.translation.pool import HistoryPool
+from nnunet_ext.translation.settings import TranslatorSettings
+
+CHECKPOINT = "checkpoint.pth"
+REPORT_EVERY = 500
+"""Iterations between two checkpoints, each with a line in the log and a sheet of pictures."""
+
+_BETAS = {"v1": (0.5, 0.999), "v2": (0.5, 0.99)}
+_WEIGHT_DECAY = 1e-4
+_SEED_STRIDE = 1_000_003  # prime, and more than there are iterations
+_SHOWN = 4  # rows of a sheet
+
+
+class TranslatorTraining:
+    """The translator of one configuration, from its first step or from its checkpoint on.
+
+    Paper: arXiv 2205.11888, Step A; see :mod:`nnunet_ext.networks.translator`. Everything is
+    computed in float32. Both domains go through the networks in one batch, which no normalisation
+    over the batch would notice.
+
+    Args:
+        datasets: nnU-Net's data sets of source and target.
+        settings: Of Step A.
+        folder: For checkpoint and pictures; must exist.
+        device: Where to compute.
+        log: Gets a line now and then.
+        workers: Processes that draw crops; 0 draws them in this one.
+
+    Raises:
+        CheckpointError: If there is a checkpoint, but it cannot be read.
+        UserError: If the images of a domain are constant.
+    """
+
+    def __init__(
+        self,
+        datasets: Sequence[Any],
+        settings: TranslatorSettings,
+        folder: Path,
+        device: torch.device,
+        log: Callable[[str], object] = print,
+        workers: int = 0,
+    ) -> None:
+        self.settings = settings
+        self.folder = folder
+        self.device = device
+        self.log = log
+        self.workers = workers
+        self.iteration = 0
+        self.losses = TranslationLoss(
+            settings.translator_reconstruction,
+            settings.translator_cycle,
+            settings.translator_content,
+            settings.translator_variant,
+        )
+        self.pools = [HistoryPool(settings.translator_pool) for _ in (SOURCE, TARGET)]
+        state = self._read()
+        if state is None:
+            surveys = [
+                survey(dataset, name)
+                for dataset, name in zip(datasets, ("labelled", "unlabelled"), strict=True)
+            ]
+            self.ranges = [each.intensities for each in surveys]
+            largest = np.max([each.largest for each in surveys], axis=0).tolist()
+            dim = settings.translator_dim
+            self.shape = crop_shape(largest, settings.translator_crop, dim)
+        else:
+            self.ranges = [IntensityRange(*map(tuple, pair)) for pair in state["ranges"]]
+            self.shape = tuple(state["shape"])
+        self.batches = CropBatches(
+            datasets,
+            self.ranges,
+            self.shape,
+            settings.translator_batch,
+            settings.translator_seed,
+        )
+        self._build(len(self.ranges[SOURCE].low))
+        if state is not None:
+            self._restore(state)
+
+    def _build(self, channels: int) -> None:
+        settings = self.settings
+        with torch.random.fork_rng(devices=[]):  # built on the CPU
+            torch.manual_seed(settings.translator_seed)
+            self.translator = Translator(
+                channels,
+                settings.translator_dim,
+                settings.translator_filters,
+                settings.translator_blocks,
+            ).to(self.device)
+            self.discriminator = DomainDiscriminator(
+                channels, settings.translator_dim, settings.translator_filters
+            ).to(self.device)
+        self.optimizers = [
+            torch.optim.Adam(
+                network.parameters(),
+                settings.translator_lr,
+                betas=_BETAS[settings.translator_variant],
+                weight_decay=_WEIGHT_DECAY,
+            )
+            for network in (self.translator, self.discriminator)
+        ]
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all iterations have been made."""
+        return self.iteration >= self.settings.translator_iterations
+
+    def run(self) -> None:
+        """Train to the end.
+
+        Raises:
+            NonFiniteLossError: If a part of the loss becomes NaN or infinite. The last checkpoint
+                stays as it was.
+        """
+        total = self.settings.translator_iterations
+        batches: DataLoader[Tensor] = DataLoader(
+            self.batches,
+            batch_size=None,
+            sampler=range(self.iteration, total),
+            num_workers=self.workers,
+        )
+        sums: dict[str, Tensor] = {}  # on the device, so that nothing waits for them
+        started, since = time.perf_counter(), self.iteration
+        bar = tqdm(total=total, initial=self.iteration, desc="Step A", leave=False, disable=None)
+        with bar:
+            for images in batches:
+                parts = self.step(images.to(self.device, non_blocking=True))
+                self.iteration += 1
+                bar.update()
+                for name, part in parts.items():
+                    sums[name] = part + sums.get(name, 0)
+                if self.iteration % REPORT_EVERY == 0 or self.is_finished:
+                    steps = self.iteration - since
+                    figures = {name: float(value) / steps for name, value in sums.items()}
+                    seen = steps * len(images)
+                    self._report(figures, seen / (time.perf_counter() - started))
+                    self._save()
+                    sums.clear()
+                    started, since = time.perf_counter(), self.iteration
+
+    def step(self, images: Tensor) -> dict[str, Tensor]:
+        """Improve translator and discriminator once.
+
+        Args:
+            images: (2B, C, *S) in [-1, 1], those of the source first.
+
+        Returns:
+            Parts of the loss, without gradient.
+        """
+        self._set_learning_rate()
+        half = len(images) // 2
+        own = torch.tensor([SOURCE] * half + [TARGET] * half, device=self.device)
+        other = opposite(own)
+        is_v2 = self.settings.translator_variant == "v2"
+
+        cycle = self.translator.cycle(images, own)
+        parts = self.losses(
+            images,
+            cycle.reconstruction,
+            cycle.cycled,
+            cycle.content,
+            cycle.translated_content,
+            self.discriminator(cycle.translation, other),
+            self.discriminator(cycle.reconstruction, own) if is_v2 else None,
+        )
+        learning, judging = self.optimizers
+        learning.zero_grad(set_to_none=True)
+        total = torch.stack(list(parts.values())).sum()
+        encoder, decoder = (
+            list(part.parameters()) for part in (self.translator.encoder, self.translator.decoder)
+        )
+        if is_v2:
+            parts["reconstruction"].backward(inputs=decoder, retain_graph=True)
+            total.backward(inputs=encoder)
+        else:
+            total.backward(inputs=[*encoder, *decoder])
+        learning.step()
+
+        real = cycle.reconstruction.detach() if is_v2 else images
+        # translations of the source come first, and have a pool of their own
+        generator = torch.Generator().manual_seed(
+            self.settings.translator_seed * _SEED_STRIDE + self.iteration
+        )
+        fakes = torch.cat(
+            [
+                pool.exchange(translations, generator)
+                for pool, translations in zip(
+                    self.pools, cycle.translation.detach().split(half), strict=True
+                )
+            ]
+        )
+        judgement = critic_loss(
+            low=self.discriminator(fakes, other), high=self.discriminator(real, own)
+        )
+        judging.zero_grad(set_to_none=True)
+        judgement.backward()
+        judging.step()
+        return {name: p.detach() for name, p in (parts | {"discriminator": judgement}).items()}
+
+    def _set_learning_rate(self) -> None:
+        """Keep the rate for half of the training, then let it fall linearly to zero."""
+        left = 1 - self.iteration / self.settings.translator_iterations
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.settings.translator_lr * min(1.0, 2 * left)
+
+    def _report(self, figures: dict[str, float], rate: float) -> None:
+        progress = f"Step A, iteration {self.iteration} of {self.settings.translator_iterations}"
+        broken = [name for name, value in figures.items() if not np.isfinite(value)]
+        if broken:
+            raise NonFiniteLossError(
+                f'{progress}: the loss part "{broken[0]}" became {figures[broken[0]]}. The last '
+                "checkpoint is untouched. Look for infinite or missing voxels, or lower "
+                "translator_lr in the plans."
+            )
+        described = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
+        self.log(f"{progress}: {described}; {rate:.1f} images per second")
+        self.draw(self.folder / f"translations_{self.iteration:06d}.png")
+
+    @torch.no_grad()
+    def draw(self, file: Path) -> None:
+        """Draw translations of the same few crops every time."""
+        from matplotlib.figure import Figure
+
+        from nnunet_ext.pictures import draw_slice
+
+        # a batch that training never sees
+        images = self.batches[self.settings.translator_iterations].to(self.device)
+        source, target = (half[:_SHOWN] for half in images.chunk(2))
+        cycle = self.translator.cycle(
+            source, torch.full((len(source),), SOURCE, device=self.device)
+        )
+        columns = {
+            "labelled": source,
+            "translated": cycle.translation,
+            "and back": cycle.cycled,
+            "unlabelled": target,
+        }
+        figure = Figure(figsize=(2 * len(columns), 2 * len(source)), layout="constrained")
+        axes = figure.subplots(len(source), len(columns), squeeze=False)
+        for column, (title, shown) in enumerate(columns.items()):
+            axes[0, column].set_title(title)
+            for row, image in enumerate(shown[:, 0].cpu().numpy()):
+                draw_slice(
+                    axes[row, column], image if image.ndim == 2 else image[len(image) // 2], 1
+                )
+        with replacing(file) as partial:
+            figure.savefig(partial, dpi=100)
+
+    # ------------------------------------------------------------------------------- checkpoint
+
+    def _save(self) -> None:
+        state: dict[str, Any] = {
+            "iteration": self.iteration,
+            "ranges": [list(asdict(each).values()) for each in self.ranges],
+            "shape": self.shape,
+            "translator": self.translator.state_dict(),
+        }
+        if not self.is_finished:
+            state |= {
+                "discriminator": self.discriminator.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+                "pools": [pool.images for pool in self.pools],
+            }
+        with replacing(self.folder / CHECKPOINT) as partial:
+            torch.save(state, partial)
+
+    def _read(self) -> dict[str, Any] | None:
+        file = self.folder / CHECKPOINT
+        if not file.exists():
+            return None
+        try:
+            state: dict[str, Any] = torch.load(file, map_location=self.device, weights_only=True)
+        except Exception as error:  # damaged bytes can raise anything
+            raise CheckpointError(
+                f"Cannot read {file}. It was probably damaged while being copied; delete it to "
+                "train the translator anew."
+            ) from error
+        return state
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.iteration = state["iteration"]
+        self.translator.load_state_dict(state["translator"])
+        if not self.is_finished:
+            self.discriminator.load_state_dict(state["discriminator"])
+            for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(values)
+            for pool, images in zip(self.pools, state["pools"], strict=True):
+                pool.images = images
+            self.log(f"Step A goes on at iteration {self.iteration}.")

@@ -1,0 +1,250 @@
+"""The recipe of Mind the Gap: which images it sees, and who learns from what."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from torch import Tensor
+
+from nnunet_ext.errors import UserError
+from nnunet_ext.networks.translator import SOURCE, TARGET
+from nnunet_ext.translation.training import TranslatorTraining
+from tests import tiny
+from tests.contract import TASKS, Recipe, TrainerContract
+from tests.tiny import World
+
+MakeWorld = Callable[..., World]
+
+QUICK_STEP_A = {
+    "translator_iterations": 1,
+    "translator_batch": 1,
+    "translator_filters": 2,
+    "translator_blocks": 1,
+}
+
+
+@pytest.fixture(autouse=True)
+def _without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TranslatorTraining, "draw", lambda *_: None)
+
+
+class TestContract(TrainerContract):
+    recipes = (Recipe("MindTheGapTrainer", {"mind_the_gap": QUICK_STEP_A}),)
+    tasks = tuple(task for task in TASKS if not task.cascade)
+
+
+def make(world: World, **settings: Any) -> Any:
+    trainer = world.trainer("MindTheGapTrainer", {"mind_the_gap": QUICK_STEP_A | settings})
+    tiny.ready(trainer)
+    trainer.dataloader_train, trainer.dataloader_val = trainer.get_dataloaders()
+    return trainer
+
+
+def record_calls(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Any]]:
+    """What the network is given: images, and their domain."""
+    calls: list[tuple[Tensor, Any]] = []
+    forward = trainer.network.forward
+
+    def recording(images: Tensor, domain: Tensor | None = None, **options: Any) -> Any:
+        calls.append((images, domain))
+        return forward(images, domain, **options)
+
+    monkeypatch.setattr(trainer.network, "forward", recording)
+    return calls
+
+
+@pytest.mark.parametrize("norm", ["instance", "batch"])
+@pytest.mark.parametrize("deep_supervision", [True, False])
+def test_each_step_sees_a_batch_of_each_domain(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch, norm: str, deep_supervision: bool
+) -> None:
+    trainer = make(make_world(dim=2, norm=norm, deep_supervision=deep_supervision))
+    drawn: list[set[str]] = []
+    loader = trainer._unlabelled
+
+    def recording() -> Any:
+        while True:
+            batch = next(loader)
+            drawn.append(set(batch["keys"]))
+            yield batch
+
+    trainer._unlabelled = recording()
+    calls = record_calls(trainer, monkeypatch)
+    batch = next(trainer.dataloader_train)
+    assert set(batch["keys"]) <= set(tiny.TRAIN)
+    parts = trainer.train_step(batch)["parts"]
+    domains = [SOURCE, SOURCE, TARGET, TARGET]
+    assert torch.cat([domain for _, domain in calls]).tolist() == domains
+    assert len(calls) == (2 if norm == "batch" else 1)
+    assert torch.equal(torch.cat([images for images, _ in calls])[:2], batch["data"])
+    assert len(drawn) == 1
+    assert drawn[0] <= set(tiny.UNLABELLED)
+    assert list(parts) == [
+        "segmentation",
+        "local_alignment",
+        "global_alignment",
+        "feature_critic",
+        "output_critic",
+    ]
+
+
+def test_labelled_images_are_read_in_target_looks(make_world: MakeWorld) -> None:
+    world = make_world(dim=2)
+    trainer = make(world)
+    translated = Path(trainer.preprocessed_dataset_folder)
+    assert "_translated_" in translated.parent.name
+    for loader in (trainer.dataloader_train, trainer.dataloader_val):
+        assert loader.data_loader._data.source_folder == str(translated)
+    assert set(trainer.dataloader_val.data_loader._data.identifiers) == set(tiny.VALIDATION)
+    assert Path(trainer._unlabelled.data_loader._data.source_folder).parent.name == (
+        f"{tiny.PLANS}_data_unlabelled"
+    )
+    assert trainer._unlabelled.data_loader.oversample_foreground_percent == 0
+    assert trainer.oversample_foreground_percent > 0
+
+
+def test_labels_of_unlabelled_images_would_change_nothing(make_world: MakeWorld) -> None:
+    results = []
+    world = make_world(dim=2)
+    for labels in (0, 2):
+        trainer = make(world)
+        batch = tiny.batch_for(trainer, world.task)
+        target = [torch.full_like(scale, labels) for scale in batch["target"]]
+        trainer._unlabelled = iter([{"data": batch["data"].flip(0), "target": target}])
+        results.append(trainer.train_step(batch)["parts"])
+    assert results[0] == results[1]
+
+
+def test_segmenter_and_critics_each_learn_in_their_own_update(make_world: MakeWorld) -> None:
+    trainer = make(make_world(dim=2))
+    critics = [*trainer.network.feature_critic.parameters(), *trainer.auxiliary.parameters()]
+    segmenter = [*trainer.network.encoder.parameters(), *trainer.network.decoder.parameters()]
+
+    def snapshot(parameters: list[Tensor]) -> Tensor:
+        return torch.cat([parameter.detach().flatten() for parameter in parameters]).clone()
+
+    batch = next(trainer.dataloader_train)
+    moved = []
+    optimise = trainer._optimise
+
+    def watched(update: Any) -> Tensor:
+        before = snapshot(segmenter), snapshot(critics)
+        total: Tensor = optimise(update)
+        after = snapshot(segmenter), snapshot(critics)
+        moved.append([not torch.equal(a, b) for a, b in zip(before, after, strict=True)])
+        return total
+
+    trainer._optimise = watched
+    trainer.train_step(batch)
+    assert moved == [[True, False], [False, True]]
+
+
+def test_the_critics_rate_falls_as_nnunets(make_world: MakeWorld) -> None:
+    trainer = make(make_world(dim=2))
+    optimizer = trainer.auxiliary_optimizers["critics"]
+    rates = []
+    for trainer.current_epoch in (0, 1):
+        trainer.on_train_epoch_start()
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates == [pytest.approx(1e-4), pytest.approx(1e-4 * 0.5**0.9)]
+
+
+def test_mixed_precision_keeps_critics_in_full(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make(make_world(dim=2))
+    trainer.autocast = lambda: torch.autocast("cpu", torch.bfloat16)
+    given: list[tuple[torch.dtype, bool]] = []
+    for critic in (trainer.network.feature_critic["seg_layers"], trainer.auxiliary.output_critic):
+        critic.register_forward_pre_hook(
+            lambda _, inputs: given.append((inputs[0].dtype, torch.is_autocast_enabled("cpu")))
+        )
+    parts = trainer.train_step(next(trainer.dataloader_train))["parts"]
+    assert all(np.isfinite(list(parts.values())))
+    assert set(given) == {(torch.float32, False)}
+    # the mask and the alignment ask the critics, then these ask themselves about either domain
+    assert len(given) == 3 + 4
+
+
+def test_validation_takes_images_for_labelled_ones(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make(make_world(dim=2))
+    seen = []
+    forward = trainer.network.forward
+
+    def recording(*args: Any, **options: Any) -> Any:
+        seen.append(trainer.network.inference_domain)
+        return forward(*args, **options)
+
+    monkeypatch.setattr(trainer.network, "forward", recording)
+    with torch.no_grad():
+        trainer.validation_step(next(trainer.dataloader_val))
+    assert seen == [SOURCE]
+    assert trainer.network.inference_domain == TARGET
+
+
+def test_without_alignment_only_step_a_remains(make_world: MakeWorld) -> None:
+    world = make_world(dim=2)
+    with_all = make(world)
+    trainer = make(world, lambda_adv=0.0, mask_scope="off")
+    assert trainer._unlabelled is None
+    assert trainer.preprocessed_dataset_folder == with_all.preprocessed_dataset_folder
+    assert list(trainer.train_step(next(trainer.dataloader_train))["parts"]) == ["segmentation"]
+
+
+def test_settings_shape_the_network(make_world: MakeWorld) -> None:
+    world = make_world(dim=2)
+    trainer = make(world, mask_stride=2, mask_scope="stage", mask_at_inference=False)
+    network = trainer.network
+    assert (network.stage, network.scope, network.inference_domain) == (1, "stage", SOURCE)
+
+
+def test_a_cascade_is_refused(make_world: MakeWorld) -> None:
+    world = make_world(dim=3, cascade=True)
+    with pytest.raises(UserError, match="MindTheGapTrainer cannot train tiny, because"):
+        world.trainer("MindTheGapTrainer")
+
+
+def test_plans_for_ct_are_doubted(
+    make_world: MakeWorld, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = make(make_world(dim=2))
+    assert "the plans clip" not in capsys.readouterr().out
+    trainer.configuration_manager.normalization_schemes[0] = "CTNormalization"
+    with pytest.raises(UserError, match="Cannot read"):
+        trainer._use_translated_images()
+    assert "the plans clip" in capsys.readouterr().out
+
+
+def test_missing_unlabelled_images_are_named(make_world: MakeWorld) -> None:
+    world = make_world(dim=2)
+    world.write_raw()
+    trainer = world.trainer("MindTheGapTrainer", {"mind_the_gap": QUICK_STEP_A})
+    with pytest.raises(UserError, match="imagesUn must hold images without labels"):
+        trainer.run_training()
+
+
+def test_final_validation_predicts_translated_images(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make(make_world(dim=2))
+    seen: list[str] = []
+    load_case = nnUNetDatasetBlosc2.load_case
+
+    def recording(self: Any, identifier: str) -> Any:
+        seen.append(self.source_folder)
+        return load_case(self, identifier)
+
+    trainer.preprocessed_dataset_folder = str(trainer.labelled_folder)  # as after --val
+    trainer.set_deep_supervision_enabled(False)
+    monkeypatch.setattr(nnUNetDatasetBlosc2, "load_case", recording)
+    monkeypatch.setenv("nnUNet_def_n_proc", "1")
+    trainer.perform_actual_validation()
+    assert seen
+    assert all("_translated_" in folder for folder in seen)
+    assert Path(trainer.output_folder, "validation", "summary.json").exists()

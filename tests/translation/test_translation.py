@@ -1,0 +1,275 @@
+"""Step A: what it draws, what it learns, and that it goes on where it was."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nnunet_ext.errors import CheckpointError, NonFiniteLossError, UserError
+from nnunet_ext.translation import training
+from nnunet_ext.translation.crops import CropBatches, crop_shape
+from nnunet_ext.translation.intensities import IntensityRange, survey
+from nnunet_ext.translation.pool import HistoryPool
+from nnunet_ext.translation.settings import TranslatorSettings
+from nnunet_ext.translation.training import CHECKPOINT, TranslatorTraining
+from tests.tiny import CPU, same
+
+SMALL: dict[str, Any] = {
+    "translator_iterations": 4,
+    "translator_batch": 1,
+    "translator_filters": 2,
+    "translator_blocks": 1,
+    "translator_pool": 2,
+}
+
+
+class Phantoms:
+    """A data set of bright balls on grey, or, inverted, of dark ones."""
+
+    def __init__(
+        self, inverted: bool = False, shape: tuple[int, ...] = (4, 24, 28), cases: int = 2
+    ) -> None:
+        self.identifiers = [f"case_{number}" for number in range(cases)]
+        self.inverted = inverted
+        self.shape = shape
+
+    def load_case(self, identifier: str) -> tuple[np.ndarray, None, None, dict]:
+        rng = np.random.default_rng(self.identifiers.index(identifier))
+        grid = np.stack(np.meshgrid(*map(np.arange, self.shape[1:]), indexing="ij"))
+        slices = []
+        for _ in range(self.shape[0]):
+            middle = rng.uniform(0.35, 0.65, 2) * self.shape[1:]
+            distance = np.linalg.norm(grid - middle[:, None, None], axis=0)
+            edge = min(self.shape[1:])
+            slices.append(1.0 * (distance < edge / 3) + (distance < edge / 6))
+        voxels = np.stack(slices) + rng.normal(0, 0.03, self.shape)
+        return (2 - voxels if self.inverted else voxels).astype(np.float32)[None], None, None, {}
+
+
+def make(folder: Path, **changed: Any) -> TranslatorTraining:
+    settings = TranslatorSettings(**SMALL | changed)
+    datasets = Phantoms(), Phantoms(inverted=True)
+    return TranslatorTraining(datasets, settings, folder, CPU, log=lambda _: None)
+
+
+@pytest.fixture(autouse=True)
+def _without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TranslatorTraining, "draw", lambda *_: None)
+
+
+# ------------------------------------------------------------------------------------ intensities
+
+
+@given(
+    low=st.floats(-100, 100),
+    width=st.floats(0.5, 100),
+    share=st.floats(0, 1),
+)
+def test_mapping_there_and_back_changes_nothing_inside_the_range(
+    low: float, width: float, share: float
+) -> None:
+    intensities = IntensityRange((low, 0.0), (low + width, 1.0))
+    voxels = np.array([low + share * width, share], np.float32).reshape(2, 1, 1)
+    unit = intensities.to_unit(voxels)
+    assert np.abs(unit).max() <= 1
+    error = np.abs(intensities.from_unit(unit) - voxels) / (np.abs(voxels) + width)
+    assert error.max() < 1e-6
+
+
+def test_what_is_outside_the_range_is_clipped() -> None:
+    intensities = IntensityRange((0.0,), (2.0,))
+    np.testing.assert_array_equal(
+        intensities.to_unit(np.array([[-1, 0, 1, 2, 9]], np.float32)), [[-1, -1, 0, 1, 1]]
+    )
+
+
+def test_the_range_leaves_out_the_extreme_half_per_cent() -> None:
+    class Ramp(Phantoms):
+        def load_case(self, identifier: str) -> Any:
+            return np.arange(10_000, dtype=np.float32).reshape(1, 4, 50, 50), None, None, {}
+
+    found = survey(Ramp(), "labelled")
+    assert found.largest == (4, 50, 50)
+    assert found.intensities.low[0] == pytest.approx(50, abs=15)
+    assert found.intensities.high[0] == pytest.approx(9950, abs=15)
+
+
+def test_constant_images_are_refused() -> None:
+    class Constant(Phantoms):
+        def load_case(self, identifier: str) -> Any:
+            return np.ones((1, 4, 24, 24), np.float32), None, None, {}
+
+    with pytest.raises(UserError, match="Channel 0 of the unlabelled images has the same"):
+        survey(Constant(), "unlabelled")
+
+
+# ------------------------------------------------------------------------------------------ crops
+
+
+@pytest.mark.parametrize(
+    ("largest", "longest", "dim", "expected"),
+    [
+        ((9, 300, 130), 256, 2, (256, 132)),
+        ((9, 16, 40), 38, 2, (24, 36)),
+        ((33, 300, 130), 64, 3, (36, 64, 64)),
+    ],
+)
+def test_crops_fit_the_networks(
+    largest: tuple[int, ...], longest: int, dim: int, expected: tuple[int, ...]
+) -> None:
+    assert crop_shape(largest, longest, dim) == expected
+
+
+@pytest.mark.parametrize("shape", [(32, 24), (4, 24, 24)])
+def test_batches_hold_both_domains_and_repeat_themselves(shape: tuple[int, ...]) -> None:
+    datasets = Phantoms(), Phantoms(inverted=True)
+    ranges = [survey(dataset, "").intensities for dataset in datasets]
+    batches = CropBatches(datasets, ranges, shape, batch=2)
+    images = batches[3]
+    assert images.shape == (4, 1, *shape)
+    assert images.abs().max() <= 1
+    assert torch.equal(batches[3], images)
+    assert not torch.equal(batches[4], images)
+    assert not torch.equal(CropBatches(datasets, ranges, shape, 2, seed=1)[3], images)
+    source, target = images[:, :, ..., 10:14, 10:14].chunk(2)
+    assert source.mean() > 0 > target.mean()
+    if shape == (32, 24):  # rows are padded on both sides
+        assert torch.all(images[:, :, [0, 3, 28, 31]] == -1)
+
+
+def test_nearly_constant_slices_are_passed_over() -> None:
+    class MostlyEmpty(Phantoms):
+        def load_case(self, identifier: str) -> Any:
+            voxels, *others = super().load_case(identifier)
+            voxels[:, 1:] = 0
+            return voxels, *others
+
+    datasets = MostlyEmpty(), MostlyEmpty()
+    ranges = [IntensityRange((0.0,), (2.0,))] * 2
+    images = CropBatches(datasets, ranges, (24, 24), batch=4)[0]
+    assert images.std(dim=(1, 2, 3)).min() > 0.1
+
+
+# ------------------------------------------------------------------------------------------- pool
+
+
+def test_the_pool_fills_and_then_answers_old_for_new_half_of_the_time() -> None:
+    pool, generator = HistoryPool(5), torch.Generator().manual_seed(0)
+    numbers = torch.arange(400.0).view(-1, 1, 1, 1)
+    answers = pool.exchange(numbers, generator).flatten()
+    assert torch.equal(answers[:5], numbers.flatten()[:5])
+    assert len(pool.images) == 5
+    assert 0.4 < float((answers[5:] < numbers.flatten()[5:]).float().mean()) < 0.6
+    seen = torch.cat([answers, torch.stack(pool.images).flatten()])
+    assert set(numbers.flatten().tolist()) == set(seen.tolist())  # nothing gets lost
+
+
+def test_a_pool_of_size_zero_answers_what_it_gets() -> None:
+    images = torch.rand(3, 1, 2, 2)
+    assert torch.equal(HistoryPool(0).exchange(images, torch.Generator()), images)
+
+
+# --------------------------------------------------------------------------------------- training
+
+
+@pytest.mark.parametrize("variant", ["v1", "v2"])
+def test_each_network_learns_from_its_own_losses(tmp_path: Path, variant: str) -> None:
+    trained = make(tmp_path, translator_variant=variant)
+    before = {k: v.clone() for k, v in trained.translator.state_dict().items()}
+    judged = {k: v.clone() for k, v in trained.discriminator.state_dict().items()}
+    parts = trained.step(trained.batches[0])
+    assert set(parts) == {"reconstruction", "cycle", "content", "adversarial", "discriminator"}
+    assert any(not torch.equal(v, before[k]) for k, v in trained.translator.state_dict().items())
+    assert any(not torch.equal(v, judged[k]) for k, v in trained.discriminator.state_dict().items())
+
+
+def test_the_decoder_learns_only_reconstruction_in_the_second_variant(tmp_path: Path) -> None:
+    for variant, learns in (("v1", True), ("v2", False)):
+        trained = make(tmp_path, translator_variant=variant, translator_reconstruction=0.0)
+        trained.step(trained.batches[0])
+        gradients = [p.grad for p in trained.translator.decoder.parameters()]
+        assert any(g is not None and g.any() for g in gradients) == learns
+        assert any(p.grad.any() for p in trained.translator.encoder.parameters())
+
+
+def test_the_rate_is_constant_for_half_of_the_time_and_then_falls(tmp_path: Path) -> None:
+    trained = make(tmp_path, translator_iterations=10)
+    rates = []
+    for trained.iteration in (0, 5, 6, 9):
+        trained._set_learning_rate()
+        rates.append([group["lr"] for o in trained.optimizers for group in o.param_groups])
+    assert rates == [[pytest.approx(rate)] * 2 for rate in (2e-4, 2e-4, 1.6e-4, 4e-5)]
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_a_stopped_training_ends_as_one_that_was_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dim: int
+) -> None:
+    monkeypatch.setattr(training, "REPORT_EVERY", 2)
+    folders = [tmp_path / name for name in ("straight", "stopped")]
+    for folder in folders:
+        folder.mkdir()
+    straight = make(folders[0], translator_dim=dim)
+    straight.run()
+    stopped = make(folders[1], translator_dim=dim)
+    step = stopped.step
+
+    def killed(images: torch.Tensor) -> Any:
+        if stopped.iteration == 3:
+            raise KeyboardInterrupt
+        return step(images)
+
+    monkeypatch.setattr(stopped, "step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.run()
+    resumed = make(folders[1], translator_dim=dim)
+    assert resumed.iteration == 2
+    assert [len(pool.images) for pool in resumed.pools] == [2, 2]
+    resumed.run()
+    assert resumed.is_finished
+    assert same(resumed.translator.state_dict(), straight.translator.state_dict())
+    assert same(resumed.discriminator.state_dict(), straight.discriminator.state_dict())
+    finished = make(folders[1], translator_dim=dim)
+    assert finished.is_finished
+    assert same(finished.translator.state_dict(), straight.translator.state_dict())
+    assert finished.ranges == straight.ranges
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    (tmp_path / CHECKPOINT).write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match=r"Cannot read .*checkpoint\.pth.*delete it"):
+        make(tmp_path)
+
+
+def test_a_loss_that_is_not_finite_stops_and_saves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = make(tmp_path)
+    monkeypatch.setattr(trained, "step", lambda _: {"cycle": torch.tensor(torch.nan)})
+    with pytest.raises(NonFiniteLossError, match='"cycle" became nan'):
+        trained.run()
+    assert not list(tmp_path.iterdir())
+
+
+def test_it_draws_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    trained = make(tmp_path)
+    trained.draw(tmp_path / "sheet.png")
+    assert (tmp_path / "sheet.png").stat().st_size > 1000
+
+
+def test_it_learns_to_translate_phantoms(tmp_path: Path) -> None:
+    settings = TranslatorSettings(
+        translator_iterations=250, translator_batch=2, translator_filters=12, translator_blocks=1
+    )
+    datasets = [Phantoms(inverted, (4, 48, 48)) for inverted in (False, True)]
+    trained = TranslatorTraining(datasets, settings, tmp_path, CPU, log=lambda _: None)
+    totals = []
+    for trained.iteration in range(120):  # the specification grants it 250
+        parts = trained.step(trained.batches[trained.iteration])
+        totals.append(float(parts["reconstruction"] + parts["cycle"] + parts["content"]))
+    assert np.mean(totals[-10:]) < np.mean(totals[:3]) / 3
