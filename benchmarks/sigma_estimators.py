@@ -42,18 +42,17 @@ EDGE = 1e-3
 """Losses are mapped to the open interval of this distance to 0 and 1."""
 
 
-def held_out_logits(layout: Layout, cell: Cell, trainer: str) -> Tensor:
-    """Logits (K, N) of a model for all voxels of its held-out cases."""
+def held_out_logits(layout: Layout, cell: Cell, trainer: str) -> list[Tensor]:
+    """Logits (K, N) of a model for all voxels of each of its held-out cases."""
     predictor = nnUNetPredictor(use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False)
     predictor.initialize_from_trained_model_folder(
         str(layout.model(cell, trainer)), (cell.fold,), "checkpoint_final.pth"
     )
     data = preprocessed(layout, layout.preprocessed, cell)
-    logits = [
-        predictor.predict_logits_from_preprocessed_data(torch.from_numpy(images)).flatten(1)
+    return [
+        predictor.predict_logits_from_preprocessed_data(torch.from_numpy(images)).flatten(1).float()
         for images, _ in data.values()
     ]
-    return torch.cat(logits, 1).float()
 
 
 def preprocessed(
@@ -69,10 +68,10 @@ def preprocessed(
     return {case: (images[:], labels[:]) for case, (images, labels, *_) in loaded.items()}
 
 
-def labels(layout: Layout, root: Path, cell: Cell) -> Tensor:
-    """Labels (N,) of all voxels of the held-out cases; outside of the body counts as background."""
-    all_labels = [labels.ravel() for _, labels in preprocessed(layout, root, cell).values()]
-    return torch.from_numpy(np.concatenate(all_labels)).long().clamp_min(0)
+def held_out_labels(layout: Layout, root: Path, cell: Cell) -> list[Tensor]:
+    """Labels (N,) of all voxels of each held-out case; outside of the body is background."""
+    cases = preprocessed(layout, root, cell).values()
+    return [torch.from_numpy(labels.ravel()).long().clamp_min(0) for _, labels in cases]
 
 
 def mixture(losses: NDArray[np.float64]) -> float:
@@ -92,12 +91,13 @@ def mixture(losses: NDArray[np.float64]) -> float:
     return float(weights[1])
 
 
-def anchors(logits: Tensor, given: Tensor) -> tuple[float, float]:
+def anchors(logits: list[Tensor], given: list[Tensor]) -> tuple[float, float]:
     """Highest rate of all classes, and sigma."""
-    estimator = NoiseEstimator(len(logits))
-    members = torch.nn.functional.one_hot(given, len(logits)).T.bool()
-    losses = torch.nn.functional.cross_entropy(logits[None], given[None], reduction="none")
-    estimator.observe(log_odds(logits[None]), members[None], losses)
+    estimator = NoiseEstimator(len(logits[0]))
+    for scores, labels in zip(logits, given, strict=True):
+        members = torch.nn.functional.one_hot(labels, len(scores)).T.bool()
+        losses = torch.nn.functional.cross_entropy(scores.T, labels, reduction="none")
+        estimator.observe(log_odds(scores[None]), members[None], losses[None])
     found = estimate_noise(estimator.pop_counts())
     return float(found.rates.max()), found.sigma
 
@@ -121,20 +121,24 @@ def main() -> None:
         Cell(arguments.arm, benchmark.configurations[0], seed, benchmark.folds[0])
         for seed in range(benchmark.seeds)
     ]
-    given, true = (labels(layout, root, cells[0]) for root in (layout.preprocessed, clean_root))
-    logits = [held_out_logits(layout, cell, trainer) for cell in cells]
-    average = torch.stack([each.softmax(0) for each in logits]).mean(0).argmax(0)
+    given, true = (
+        held_out_labels(layout, root, cells[0]) for root in (layout.preprocessed, clean_root)
+    )
+    labels = torch.cat(given)
+    models = [held_out_logits(layout, cell, trainer) for cell in cells]
+    together = [torch.cat(logits, 1) for logits in models]
+    average = torch.stack([logits.softmax(0) for logits in together]).mean(0).argmax(0)
     rows = {}
-    for cell, own in zip(cells, logits, strict=True):
-        losses = torch.nn.functional.cross_entropy(own.T, given, reduction="none")
-        rate, sigma = anchors(own, given)
-        agreed = own.argmax(0) == average
+    for cell, logits, all_logits in zip(cells, models, together, strict=True):
+        losses = torch.nn.functional.cross_entropy(all_logits.T, labels, reduction="none")
+        rate, sigma = anchors(logits, given)
+        agreed = all_logits.argmax(0) == average
         rows[f"seed {cell.seed}"] = {
-            "wrong labels": float((given != true).float().mean()),
+            "wrong labels": float((labels != torch.cat(true)).float().mean()),
             "anchors, rate": rate,
             "anchors, sigma": sigma,
             "mixture": mixture(losses.double().numpy()),
-            "agreement": float((agreed & (average != given)).float().mean()),
+            "agreement": float((agreed & (average != labels)).float().mean()),
         }
     rounded = {model: {k: round(v, 4) for k, v in row.items()} for model, row in rows.items()}
     for model, row in rounded.items():

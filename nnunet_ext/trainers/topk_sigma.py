@@ -5,6 +5,7 @@ certain.
 """
 
 from math import ceil
+from statistics import median
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -27,8 +28,7 @@ TRIMS_TOO_MUCH = 0.5
 AUTO = "auto"
 ESTIMATE = "estimated_sigma"
 RECENT_EPOCHS = 5
-"""So many epochs in a row must find wrong labels: a network that still learns takes its own
-errors for them, but for fewer and fewer."""
+"""The estimates of so many epochs decide together, because those of few patches vary."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -91,12 +91,12 @@ class TopKSigmaMixin(ExtensionTrainer):
 
     @property
     def target_sigma(self) -> float:
-        """Sigma at full strength; for "auto" the lowest estimate of the recent epochs."""
+        """Sigma at full strength; for "auto" the median estimate of the recent epochs."""
         sigma = self.topk_sigma.sigma
         if not isinstance(sigma, str):
             return sigma
         recent = [row[ESTIMATE] for row in self.history.rows[-RECENT_EPOCHS:]]
-        return min(recent) if len(recent) == RECENT_EPOCHS else 0.0
+        return median(recent) if len(recent) == RECENT_EPOCHS else 0.0
 
     @property
     def target_top_fraction(self) -> float:
