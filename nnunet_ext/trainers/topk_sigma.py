@@ -189,7 +189,7 @@ class TopKSigmaTrainer(TopKSigmaMixin, ExtensionTrainer):
     cross-entropy) is the enveloped loss, Dice follows its gates, and "images" are patches.
     """
 
-    relative_cost: ClassVar[str] = "at most 1.03x stock time per step"
+    relative_cost: ClassVar[str] = "about stock time per step"
 
 
 class CateNormTopKSigmaTrainer(TopKSigmaMixin, CateNormTrainer):
