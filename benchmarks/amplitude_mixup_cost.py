@@ -12,7 +12,6 @@ The first arm is what the others are compared with; it always runs on the CPU, i
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import numpy as np
 import record
 import torch
 from numpy.typing import NDArray
+from timing import timed
 from torch import Tensor
 
 from nnunet_ext.augmentation import amplitude_mixup
@@ -61,16 +61,6 @@ def arms(source: Tensor, partner: Tensor) -> dict[str, Callable[[], Any]]:
     }
 
 
-def timed(work: Callable[[], Any], device: torch.device) -> float:
-    """Seconds that ``work`` takes, waiting for the GPU to finish."""
-    synchronise = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    synchronise()
-    begin = time.perf_counter()
-    work()
-    synchronise()
-    return time.perf_counter() - begin
-
-
 def measure(shape: tuple[int, ...], arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Let the arms take turns on images of one shape; medians per image of each."""
     device = torch.device(arguments.device)
@@ -84,7 +74,7 @@ def measure(shape: tuple[int, ...], arguments: argparse.Namespace) -> dict[str, 
     times: dict[str, list[float]] = {name: [] for name in competitors}
     for run in range(arguments.runs + 2):
         for name, work in competitors.items():
-            seconds = timed(work, device) / len(source)
+            seconds = timed(device, work) / len(source)
             if run >= 2:  # the first runs fill caches
                 times[name].append(seconds)
     rows = {}

@@ -9,9 +9,9 @@ The first arm is what the others are compared with.
 
 import argparse
 import statistics
-import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import record
 import torch
 from nnunetv2.training.loss.compound_losses import DC_and_CE_loss, DC_and_topk_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
+from timing import timed
 from torch import Tensor
 
 from nnunet_ext.losses import TopKSigmaCompoundLoss, TopKSigmaLoss
@@ -50,15 +51,10 @@ def losses(classes: int, batch_dice: bool) -> dict[str, Loss]:
     }
 
 
-def timed(loss: Loss, logits: Tensor, target: Tensor) -> float:
-    """Seconds for value and gradient, waiting for the GPU to finish."""
-    synchronise = torch.cuda.synchronize if logits.is_cuda else lambda: None
+def backward(loss: Loss, logits: Tensor, target: Tensor) -> None:
+    """Compute value and gradient."""
     logits.grad = None
-    synchronise()
-    begin = time.perf_counter()
     loss(logits, target).backward()
-    synchronise()
-    return time.perf_counter() - begin
 
 
 def main() -> None:
@@ -90,7 +86,7 @@ def main() -> None:
     times: dict[str, list[float]] = {name: [] for name in arms}
     for run in range(arguments.runs + 2):
         for name, loss in arms.items():
-            seconds = timed(loss, logits, target)
+            seconds = timed(logits.device, partial(backward, loss, logits, target))
             if run >= 2:  # the first runs fill caches
                 times[name].append(seconds)
     first = next(iter(times.values()))

@@ -17,12 +17,12 @@ import multiprocessing as mp
 import os
 import statistics
 import tempfile
-import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import record
+from timing import timed
 
 
 class Arm:
@@ -140,18 +140,6 @@ def predict(trainer: Any, data: Any) -> float:
     trainer.network.train()
     trainer.set_deep_supervision_enabled(trainer.enable_deep_supervision)
     return seconds
-
-
-def timed(device: Any, work: Any) -> float:
-    """Seconds that ``work`` takes, waiting for the GPU to finish."""
-    import torch
-
-    synchronise = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    synchronise()
-    begin = time.perf_counter()
-    work()
-    synchronise()
-    return time.perf_counter() - begin
 
 
 class PeakMemory:
