@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from nnunet_ext.benchmark.results import CLEAN, TEST, Results
+from nnunet_ext.benchmark.results import CLEAN, SEEN, TEST, UNSEEN, Results
 from nnunet_ext.benchmark.statistics import compare, rank, unit_values
 
 
@@ -61,9 +61,9 @@ class Analysis:
             cases (with a value), mean, and, if there is something to compare with: against (the
             baseline, or "clean" for the change that a degradation makes), pairs, baseline_mean
             and arm_mean (over the pairs), difference, low, high, and for whole evaluations p and
-            p_holm. Scope is what the scores were restricted to: "all", "label", "domain", "seed"
-            (name says which). Under "change" stands each arm under a degradation against itself
-            without.
+            p_holm. Scope is what the scores were restricted to: "all", "label", "seen", "domain",
+            "seed" (name says which). Under "change" stands each arm under a degradation against
+            itself without.
         ranking: One row per configuration, evaluation, metric and arm: units, mean, rank,
             rank_low, rank_high, first.
         cost: One row per configuration and arm: trainings, done, epochs, seconds_per_epoch
@@ -138,9 +138,12 @@ def _parts(scores: pd.DataFrame, results: Results) -> Iterator[tuple[str, str, p
     yield "all", "", scores
     if scores["evaluation"].iloc[0] not in (CLEAN, TEST):
         return
+    unseen = scores["seen"].map({UNSEEN: f" ({UNSEEN})"}).fillna("")
+    scores = scores.assign(domain=scores["domain"] + unseen)
     labels = [*results.labels, *scores["label"].unique()]
     columns = {
         "label": list(dict.fromkeys(labels)),
+        "seen": [name for name in (UNSEEN, SEEN) if name in set(scores["seen"])],
         "domain": sorted(set(scores["domain"]) - {""}),
         "seed": sorted(set(scores["seed"])),
     }

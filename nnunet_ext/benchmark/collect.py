@@ -11,7 +11,7 @@ import pandas as pd
 from nnunet_ext.benchmark import spec
 from nnunet_ext.benchmark.layout import Cell, Layout, State
 from nnunet_ext.benchmark.prepare import Prepared, read_prepared
-from nnunet_ext.benchmark.results import CLEAN, TEST, Results
+from nnunet_ext.benchmark.results import CLEAN, SEEN, TEST, UNSEEN, Results
 from nnunet_ext.datasets import label_names
 from nnunet_ext.errors import UserError
 from nnunet_ext.files import read_json, replacing
@@ -26,7 +26,7 @@ BENCHMARK_FOLDER = "$BENCHMARK"
 """Stands for the benchmark's folder in commands."""
 CELL_COLUMNS = ("configuration", "arm", "fold", "seed")
 SCORE_COLUMNS = (
-    *(*CELL_COLUMNS, "evaluation", "case", "domain", "subject", "label", *MEASURES),
+    *(*CELL_COLUMNS, "evaluation", "case", "domain", "seen", "subject", "label", *MEASURES),
     *("empty", "summary", "image", "truth", "prediction"),
 )
 CURVE_COLUMNS = (*CELL_COLUMNS, "epoch", "train_loss", "val_loss", "pseudo_dice", "seconds")
@@ -215,13 +215,22 @@ def _scores(
         images = {
             case: str(source / f"{case}_0000{prepared.file_ending}") for case in table["case"]
         }
+    domain = [str(domains.get(case, "")) for case in table["case"]]
+    trained = None if cell.fold is None else prepared.domains.get(cell.fold)
     return _with_cell(table, cell).assign(
         evaluation=evaluation,
-        domain=[str(domains.get(case, "")) for case in table["case"]],
+        domain=domain,
+        seen=[_seen(name, trained) for name in domain],
         subject=[layout.benchmark.subject_of(case) for case in table["case"]],
         summary=str((folder / "summary.json").relative_to(layout.root)),
         image=[images.get(case, "") for case in table["case"]],
     )
+
+
+def _seen(domain: str, trained: list[str] | None) -> str:
+    if not (domain and trained):
+        return ""
+    return SEEN if domain in trained else UNSEEN
 
 
 def _cell_row(layout: Layout, cell: Cell, state: State) -> dict[str, Any]:

@@ -8,7 +8,7 @@ folders of the benchmark's own, where the images are links.
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,7 @@ class Prepared:
         test_images: Folder of the test set, or nothing.
         test_labels: Folder of its labels, or nothing.
         noisy: Cases whose training labels were corrupted.
+        domains: Fold -> domains of its training cases.
     """
 
     trainings: dict[str, Training]
@@ -69,6 +70,7 @@ class Prepared:
     test_images: str | None
     test_labels: str | None
     noisy: list[str]
+    domains: dict[int, list[str]] = field(default_factory=dict)
 
 
 def read_prepared(layout: Layout) -> Prepared:
@@ -131,6 +133,10 @@ def prepare(layout: Layout, say: Say) -> Prepared:
         dataset_json["file_ending"],
         *_test_set(raw),
         noisy,
+        {
+            fold: sorted({domains[case] for case in splits[fold]["train"] if case in domains})
+            for fold in benchmark.folds
+        },
     )
     _write_degraded_images(layout, prepared, say)
     write_json(layout.prepared, asdict(prepared))

@@ -289,9 +289,12 @@ class Composer:
                 yield from self._pair_of_plots(frame, scope)
                 long = len(table.rows) > MOST_ROWS
                 yield Folded(f"Every {scope} in numbers", [table]) if long else table
-        empties = tables.empties(configuration, evaluation)
-        if empties is not None:
-            yield empties
+        for table in (
+            tables.seen(configuration, evaluation),
+            tables.empties(configuration, evaluation),
+        ):
+            if table is not None:
+                yield table
 
     def _strips(self, configuration: str, evaluation: str) -> Iterator[Block]:
         cases = unit_values(self._scores(configuration, evaluation), DICE.key, unit="case")

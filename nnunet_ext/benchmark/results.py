@@ -10,6 +10,8 @@ CLEAN = "clean"
 """Evaluation of the held-out cases as they are."""
 TEST = "test"
 """Evaluation of a labelled test set."""
+SEEN, UNSEEN = "seen", "unseen"
+"""Whether a case's domain is among those of the training cases."""
 ALL_FOLDS = "all"
 """Fold of a cell that trains nothing but predicts the test set with all folds' models."""
 
@@ -31,10 +33,12 @@ class Results:
         labels: Key of a label as in the scores (``"1"`` or ``"(1, 2)"``) -> its name.
         scores: One row per case and label of an evaluated prediction: configuration, arm, fold,
             seed, evaluation (:data:`CLEAN`, :data:`TEST` or the name of a degradation), case,
-            domain ("" if there are none), subject (the case if cases are not grouped), label,
-            dice, nsd, hd95, assd (NaN if the label is in neither truth nor prediction), empty
-            ("", "prediction", "truth" or "both"), summary (nnU-Net's summary.json that the Dice
-            comes from), image (its first channel), truth, prediction ("" if not to be shown).
+            domain ("" if there are none), seen (:data:`SEEN` or :data:`UNSEEN`: whether the
+            domain is among those of the training cases; "" if unknown), subject (the case if
+            cases are not grouped), label, dice, nsd, hd95, assd (NaN if the label is in neither
+            truth nor prediction), empty ("", "prediction", "truth" or "both"), summary (nnU-Net's
+            summary.json that the Dice comes from), image (its first channel), truth, prediction
+            ("" if not to be shown).
         curves: One row per epoch of a training: configuration, arm, fold, seed, epoch,
             train_loss, val_loss, pseudo_dice (mean over the foreground), seconds.
         cells: One row per cell that was asked for: configuration, arm, fold, seed, status

@@ -132,6 +132,12 @@ class Tables:
         named = frame.assign(name=frame["name"].map(self.label_name))
         return self._grouped(named, "label", "Labels one by one", configuration, evaluation)
 
+    def seen(self, configuration: str, evaluation: str) -> Table | None:
+        """The same for domains that training has seen, and for others."""
+        frame = self.analysis.rows(configuration, evaluation, "seen")
+        caption = "Domains that are not among the training cases, and domains that are"
+        return self._grouped(frame, "domains", caption, configuration, evaluation)
+
     def domains(self, configuration: str, evaluation: str) -> Table | None:
         """The same for every domain, and the worst one of every arm."""
         frame = self.analysis.rows(configuration, evaluation, "domain")

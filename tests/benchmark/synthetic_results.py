@@ -30,6 +30,7 @@ def make_results(
     cases: int = 24,
     cases_per_subject: int = 1,
     domains: Sequence[str] = (),
+    unseen: str = "",
     degradations: Sequence[str] = (),
     test_cases: int = 0,
     photographs: bool = False,
@@ -47,6 +48,7 @@ def make_results(
         cases: How many are held out, all folds together.
         cases_per_subject: More than one groups them.
         domains: Names that cases take by turns.
+        unseen: The domain that was not trained on; the others count as seen.
         degradations: Names.
         test_cases: How many the test set has.
         photographs: Whether images are coloured PNGs instead of volumes.
@@ -86,6 +88,9 @@ def make_results(
                                     "evaluation": evaluation,
                                     "case": case,
                                     "domain": domain,
+                                    "seen": (
+                                        ("unseen" if domain == unseen else "seen") if unseen else ""
+                                    ),
                                     "subject": f"subject_{i // cases_per_subject:03d}"
                                     if cases_per_subject > 1
                                     else case,

@@ -44,6 +44,15 @@ def layout(make_world: Callable[..., World], make_layout: Callable[..., Layout])
     return layout
 
 
+@pytest.mark.parametrize(("trained", "seen"), [(["site A"], "seen"), (["site B"], "unseen")])
+def test_scores_say_whether_training_saw_the_domain(
+    layout: Layout, trained: list[str], seen: str
+) -> None:
+    prepared = json.loads(layout.prepared.read_text()) | {"domains": {"0": trained}}
+    layout.prepared.write_text(json.dumps(prepared))
+    assert set(collect(layout).scores["seen"]) == {seen}
+
+
 def write_summary(folder: Path, truth: Path, prediction: Path, dice: Any = 1.0) -> None:
     metrics = {label: {"Dice": dice} for label in LABELS}
     files = {"reference_file": str(truth), "prediction_file": str(prediction)}
@@ -56,6 +65,7 @@ def test_scores_name_case_domain_subject_and_the_summary_they_come_from(layout: 
     assert list(results.scores["label"]) == list(LABELS)
     row = results.scores.iloc[0]
     assert (row["case"], row["domain"], row["subject"]) == (CASE, "site A", "3")
+    assert row["seen"] == ""  # nothing is known of the training cases
     assert (row["dice"], row["nsd"], row["hd95"], row["assd"]) == (1, 1, 0, 0)
     assert (layout.root / row["summary"]).exists()
     assert results.labels == {"1": "organ", "2": "lesion"}

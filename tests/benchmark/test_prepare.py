@@ -95,6 +95,7 @@ def test_a_trainer_that_needs_domains_is_prepared_where_each_fold_has_two(
     world.write_raw()
     _, prepared = prepare(world)
     assert not prepared.trainings["wide"].problem
+    assert prepared.domains == {0: sorted(set(TWO_SITES))}
 
 
 def test_images_are_links_and_labels_and_folds_the_benchmarks_own(world: World) -> None:

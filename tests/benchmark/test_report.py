@@ -104,6 +104,7 @@ CASES: dict[str, tuple[dict[str, Any], Callable[[Results], Results]]] = {
             "images": True,
             "photographs": True,
             "domains": ("A", "B"),
+            "unseen": "B",
             "degradations": ("blur", "noise"),
             "labels": {"1": "vessel"},
             "cases_per_subject": 2,

@@ -86,6 +86,22 @@ def test_labels_domains_and_seeds_are_looked_at_one_by_one() -> None:
     assert row_of(analysis, "seed", ARMS[1], name="1")["mean"] == pytest.approx(expected_mean)
 
 
+def test_unseen_domains_are_told_apart_from_seen_ones() -> None:
+    results = results_of(domains=("A", "B", "C"), unseen="C", labels={"1": "vessel"}, cases=30)
+    tables = tables_of(results)
+    part = results.scores[results.scores["domain"] == "C"]
+    expected = compare(unit_values(part, "dice"), ARMS[0]).set_index("arm").loc[ARMS[1]]
+    row = row_of(tables.analysis, "seen", ARMS[1], name="unseen")
+    assert (row["units"], row["difference"]) == (10, expected["difference"])
+    assert row_of(tables.analysis, "seen", ARMS[1], name="seen")["units"] == 20
+    assert {group for group, _ in rows_of(tables.seen(CONFIGURATION, "clean"))} == {
+        "unseen",
+        "seen",
+    }
+    names = {group for group, _ in rows_of(tables.domains(CONFIGURATION, "clean"))}
+    assert names == {"A", "B", "C (unseen)", "the worst of each arm"}
+
+
 def test_a_single_label_or_domain_is_not_repeated() -> None:
     tables = tables_of(results_of(labels={"1": "vessel"}, domains=("A",)))
     assert tables.labels(CONFIGURATION, "clean") is None
