@@ -91,7 +91,10 @@ def experiment(folder: Path) -> str:
     cost = pd.read_csv(folder / "cost.csv").set_index(["configuration", "arm"])["seconds_per_epoch"]
     *_, full = benchmark["arms"]
     parts = [f"## {folder.name}\n\n{benchmark.get('description', '')}"]
-    for (configuration, evaluation), rows in scores.groupby(["configuration", "evaluation"]):
+    seen = scores["seen"] if "seen" in scores else pd.Series(math.nan, scores.index)
+    domains = seen.map(lambda name: f", {name} domains", na_action="ignore").fillna("")
+    groups = scores.groupby(["configuration", "evaluation", domains])
+    for (configuration, evaluation, which), rows in groups:
         held_out = rows["subject"].nunique(), rows["case"].nunique(), rows["seed"].nunique()
         means = {m: unit_values(rows, m).groupby("arm")["value"].mean() for m in METRICS}
         compared = compare(unit_values(rows, "dice"), full).set_index("arm")
@@ -106,7 +109,7 @@ def experiment(folder: Path) -> str:
         ]
         header = ["arm", "Dice", "NSD", "HD95", f"Dice of {full} minus this", "p", "s per epoch"]
         parts.append(
-            f"{configuration}, {evaluation}: {held_out[0]} subjects ({held_out[1]} cases), "
+            f"{configuration}, {evaluation}{which}: {held_out[0]} subjects ({held_out[1]} cases), "
             f"{held_out[2]} seeds.\n\n{table(header, table_rows)}"
         )
     environment = json.loads((folder / "environment.json").read_text())

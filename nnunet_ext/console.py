@@ -1,12 +1,36 @@
 """Small things that everything printed here shares."""
 
+from collections.abc import Sequence
+
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
+
+EXAMPLES = 3
+"""So many names stand for all of them."""
 
 
 def print_plain(console: Console, text: str, style: str = "") -> None:
     """Print a line as it is: no markup, no highlighting, no line breaks of rich's."""
     console.print(Text(text, style=style), soft_wrap=True)
+
+
+def print_table(
+    console: Console, heading: tuple[str, ...], rows: Sequence[tuple[str, ...]]
+) -> None:
+    """Print a table without lines, and nothing where there are no rows."""
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for column in heading:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    if rows:
+        console.print(table)
+
+
+def some(names: Sequence[str]) -> str:
+    """The first of many names."""
+    return ", ".join(names[:EXAMPLES]) + (", ..." if len(names) > EXAMPLES else "")
 
 
 def duration(seconds: float) -> str:

@@ -83,14 +83,7 @@ def measure_case(
     prediction = evaluation / Path(case["prediction_file"]).name
     truth = Path(case["reference_file"])
     regions: dict[str, Region] = {key: ast.literal_eval(key) for key in case["metrics"]}
-    true, properties = reader.read_seg(str(truth))
-    predicted, _ = reader.read_seg(str(prediction))
-    try:
-        measured = measure(
-            true[0], predicted[0], properties["spacing"], list(regions.values()), ignore
-        )
-    except ValueError as error:
-        raise UserError(f"{prediction} does not match {truth}: {error}") from None
+    measured = measure_files(truth, prediction, reader, list(regions.values()), ignore)
     return [
         {
             "case": prediction.name.removesuffix(ending),
@@ -102,6 +95,29 @@ def measure_case(
         }
         for key, region in regions.items()
     ]
+
+
+def measure_files(
+    truth: Path,
+    prediction: Path,
+    reader: "BaseReaderWriter",
+    regions: Sequence[Region],
+    ignore: int | None = None,
+) -> dict[Region, Measures]:
+    """Compare two files; otherwise as :func:`measure`.
+
+    Raises:
+        UserError: If a file cannot be read, or they do not match.
+    """
+    try:
+        true, properties = reader.read_seg(str(truth))
+        predicted, _ = reader.read_seg(str(prediction))
+    except (RuntimeError, OSError) as error:
+        raise UserError(f"{prediction} or {truth} cannot be read: {error}") from None
+    try:
+        return measure(true[0], predicted[0], properties["spacing"], regions, ignore)
+    except ValueError as error:
+        raise UserError(f"{prediction} does not match {truth}: {error}") from None
 
 
 def measure(

@@ -1,6 +1,6 @@
 """``nnunet-ext domains``: which training case comes from which scanner or site."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,9 +12,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from nnunet_ext.domains.splits import Split
-
-EXAMPLES = 3
-"""So many names of cases stand beside the number of all."""
 
 
 def domains(
@@ -119,17 +116,18 @@ def _show(console: "Console", name: str, cases: list[str], assigned: Mapping[str
 
 def print_domains(console: "Console", assigned: Mapping[str, str]) -> None:
     """Print the domains with the number of their cases."""
+    from nnunet_ext.console import print_table, some
     from nnunet_ext.domains.assignment import cases_by_domain
 
     members = cases_by_domain(assigned)
-    rows = [(domain, str(len(cases)), _some(cases)) for domain, cases in members.items()]
-    _print_table(console, ("domain", "cases", ""), rows)
+    rows = [(domain, str(len(cases)), some(cases)) for domain, cases in members.items()]
+    print_table(console, ("domain", "cases", ""), rows)
 
 
 def _show_folds(
     console: "Console", name: str, assigned: Mapping[str, str], folds: "list[Split]"
 ) -> None:
-    from nnunet_ext.console import print_plain
+    from nnunet_ext.console import print_plain, print_table
     from nnunet_ext.datasets import number_of
     from nnunet_ext.domains.splits import PLANNING_WARNING
 
@@ -138,29 +136,10 @@ def _show_folds(
         (str(fold), assigned[split["val"][0]], str(len(split["val"])), str(len(split["train"])))
         for fold, split in enumerate(folds)
     ]
-    _print_table(console, ("fold", "held out", "its cases", "training cases"), rows)
+    print_table(console, ("fold", "held out", "its cases", "training cases"), rows)
     print_plain(console, f"Warning: {PLANNING_WARNING}", "yellow")
     print_plain(
         console,
         f"Train with: nnUNetv2_train {number_of(name)} CONFIGURATION FOLD, for FOLD 0 to "
         f"{len(folds) - 1}. For a higher FOLD, nnU-Net would split at random.",
     )
-
-
-def _print_table(
-    console: "Console", heading: tuple[str, ...], rows: Sequence[tuple[str, ...]]
-) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for column in heading:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*map(Text, row))
-    if rows:
-        console.print(table)
-
-
-def _some(cases: list[str]) -> str:
-    return ", ".join(cases[:EXAMPLES]) + (", ..." if len(cases) > EXAMPLES else "")
