@@ -8,11 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813
 from matplotlib.pyplot import imread
 
 from nnunet_ext.benchmark import spec
 from tests import contract, tiny
+from tests.raw import write_raw
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -87,6 +90,53 @@ def test_ram_dsir_pictures_are_drawn_from_a_model_that_stays_as_it_is(
     height, width, _ = imread(tmp_path / "docs" / "picture.png").shape
     assert (height, width) == (3 * 288, 4 * 288)
     assert {file: file.stat().st_mtime_ns for file in model.rglob("*")} == before
+
+
+def names_in(folder: Path) -> set[str]:
+    return {path.name.removesuffix(".nii.gz").removesuffix("_0000") for path in folder.iterdir()}
+
+
+def test_hearts_are_unlabelled_in_one_modality_and_labelled_in_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path))
+    sources, targets = ({f"{kind}_{i:02d}" for i in range(1, 36)} for kind in ("bSSFP", "LGE"))
+    write_raw(tmp_path / "Dataset102_CardiacMR", sources | targets)
+    run("cross_modality.py", "cardiac")
+    folder = tmp_path / "Dataset111_CardiacToLGE"
+    assert names_in(folder / "imagesTr") == names_in(folder / "labelsTr") == sources
+    assert names_in(folder / "imagesTs") == names_in(folder / "labelsTs") == targets
+    assert targets - names_in(folder / "imagesUn") == {f"LGE_0{i}" for i in range(1, 6)}
+    assert not (folder / "labelsUn").exists()
+
+
+def test_a_pseudo_modality_inverts_intensities_and_keeps_labels_and_subjects_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path))
+    raw = write_raw(tmp_path / "Dataset004_Hippocampus", [f"case_{i}" for i in range(110)])
+    random = np.random.default_rng(0)
+    for path in raw.glob("*Tr/*"):
+        array = random.integers(0, 100, (8, 9, 10)).astype(np.uint8)
+        sitk.WriteImage(sitk.GetImageFromArray(array), path)
+    run("cross_modality.py", "hippocampus")
+    folder, oracle = (
+        tmp_path / name
+        for name in ("Dataset112_HippocampusToPseudo", "Dataset113_HippocampusPseudo")
+    )
+    parts = [names_in(folder / f"images{part}") for part in ("Tr", "Un", "Ts")]
+    assert [len(part) for part in parts] == [9, 60, 41]
+    assert len(set.union(*parts)) == 110
+    assert names_in(oracle / "imagesTr") == parts[1]
+    for other in (folder / "imagesUn", oracle / "imagesTr", folder / "imagesTs"):
+        path = next(other.iterdir())
+        before, after = (
+            sitk.GetArrayFromImage(sitk.ReadImage(file))
+            for file in (raw / "imagesTr" / path.name, path)
+        )
+        assert np.corrcoef(before.ravel(), after.ravel())[0, 1] < -0.7
+    label = next((folder / "labelsTs").iterdir())
+    assert label.read_bytes() == (raw / "labelsTr" / label.name).read_bytes()
 
 
 def test_startup_cost_prints_the_difference_to_a_bare_interpreter() -> None:

@@ -1,0 +1,140 @@
+"""Make the data sets of the experiments with Mind the Gap, in ``nnUNet_raw``.
+
+``python benchmarks/cross_modality.py cardiac`` takes Dataset102_CardiacMR (bSSFP and LGE of the
+same patients, MS-CMRSeg 2019) and writes
+
+- Dataset111_CardiacToLGE: bSSFP with labels, LGE 6 to 35 without; all LGE as the labelled test set,
+  of which 1 to 5 have never been seen.
+
+``python benchmarks/cross_modality.py hippocampus`` takes Dataset004_Hippocampus (Medical
+Decathlon), deals its cases into a source half, unlabelled and test ones, and writes
+
+- Dataset112_HippocampusToPseudo: source with labels; the others inverted, gamma-warped, with a
+  smooth bias field and noise: the pseudo-modality;
+- Dataset113_HippocampusPseudo: the unlabelled ones with labels, for the oracle, and the same test
+  set. The oracle of the hearts is trained on Dataset102 in folds.
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import zoom
+
+from nnunet_ext.datasets import DATASET_JSON, RAW, nnunet_folder, training_cases
+from nnunet_ext.files import read_json
+from nnunet_ext.images import copy_image, read_image
+
+GAMMA, BIAS, NOISE = 1.6, 0.25, 0.05
+"""Of the pseudo-modality, for intensities in [0, 1]."""
+BIAS_POINTS = 3
+"""Values of the bias field along each axis, before they are smoothly interpolated."""
+UNLABELLED, TEST = 60, 41
+"""Cases of the hippocampus in the pseudo-modality; the rest is source."""
+
+Cases = Mapping[str, Mapping[str, Any]]
+Write = Callable[[Path, Path], None]
+
+
+def pseudo_modality(voxels: NDArray[Any], seed: int) -> NDArray[Any]:
+    """Invert an image (C, *S), bend its intensities, shade it and add noise."""
+    random = np.random.default_rng(seed)
+    image = voxels.astype(np.float64)
+    low, high = image.min(), image.max()
+    image = (1 - (image - low) / max(high - low, 1e-8)) ** GAMMA
+    points = random.uniform(1 - BIAS, 1 + BIAS, [BIAS_POINTS] * (image.ndim - 1))
+    size = np.array(image.shape[1:])
+    field = zoom(points, size / BIAS_POINTS, order=3, mode="nearest", grid_mode=True)
+    image = image * field + random.normal(0, NOISE, image.shape)
+    scaled = low + (high - low) * image
+    if np.issubdtype(voxels.dtype, np.integer):
+        limits = np.iinfo(voxels.dtype)
+        scaled = np.clip(np.rint(scaled), limits.min, limits.max)
+    return scaled.astype(voxels.dtype)
+
+
+def write_pseudo(source: Path, target: Path) -> None:
+    """Write an image in the pseudo-modality; the seed depends on the name of the file alone."""
+    image = read_image(source)
+    seed = int.from_bytes(sha256(source.name.encode()).digest()[:8], "big")
+    image.save(pseudo_modality(image.voxels, seed), target)
+
+
+def write(
+    name: str, like: Path, training: Cases, unlabelled: Cases, test: Cases, look: Write, own: Write
+) -> None:
+    """Write a raw data set.
+
+    Args:
+        name: Full name, Dataset111_X.
+        like: Raw data set whose dataset.json it takes over.
+        training: Labelled cases.
+        unlabelled: Cases for ``imagesUn``.
+        test: Cases for ``imagesTs`` and ``labelsTs``.
+        look: Writes images of the target.
+        own: Writes images of the training cases.
+    """
+    described = read_json(like / DATASET_JSON)
+    for key in ("domains", "dataset"):
+        described.pop(key, None)
+    ending = described["file_ending"]
+    folder = nnunet_folder(RAW) / name
+    for part, cases, how in (("Tr", training, own), ("Un", unlabelled, look), ("Ts", test, look)):
+        if not cases:
+            continue
+        images, labels = folder / f"images{part}", folder / f"labels{part}"
+        images.mkdir(parents=True)
+        for case, files in cases.items():
+            for channel, image in enumerate(files["images"]):
+                how(Path(image), images / f"{case}_{channel:04d}{ending}")
+        if part == "Un":
+            continue
+        labels.mkdir()
+        for case, files in cases.items():
+            copy_image(Path(str(files["label"])), labels / f"{case}{ending}")
+    described |= {"name": name, "numTraining": len(training)}
+    (folder / DATASET_JSON).write_text(json.dumps(described, indent=2) + "\n")
+    print(
+        f"{folder}: {len(training)} labelled, {len(unlabelled)} unlabelled, {len(test)} test cases"
+    )
+
+
+def chosen(cases: Cases, pattern: str) -> Cases:
+    """Cases whose whole name matches."""
+    return {case: files for case, files in cases.items() if re.fullmatch(pattern, case)}
+
+
+def cardiac() -> None:
+    """Hearts: from bSSFP to LGE."""
+    raw = nnunet_folder(RAW) / "Dataset102_CardiacMR"
+    cases = training_cases(raw)
+    target = chosen(cases, r"LGE_\d+")
+    seen = chosen(target, r"LGE_(0[6-9]|[1-3]\d)")
+    source = chosen(cases, r"bSSFP_\d+")
+    write("Dataset111_CardiacToLGE", raw, source, seen, target, copy_image, copy_image)
+
+
+def hippocampus() -> None:
+    """Hippocampus: from the images as they are to a pseudo-modality of other subjects."""
+    raw = nnunet_folder(RAW) / "Dataset004_Hippocampus"
+    cases = training_cases(raw)
+    dealt = np.random.default_rng(0).permutation(sorted(cases)).tolist()
+    test, unlabelled, source = np.split(np.array(dealt), [TEST, TEST + UNLABELLED])
+    parts = [{str(case): cases[str(case)] for case in part} for part in (source, unlabelled, test)]
+    write("Dataset112_HippocampusToPseudo", raw, *parts, write_pseudo, copy_image)
+    _, labelled, tested = parts
+    write("Dataset113_HippocampusPseudo", raw, labelled, {}, tested, write_pseudo, write_pseudo)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("task", choices=["cardiac", "hippocampus"])
+    {"cardiac": cardiac, "hippocampus": hippocampus}[parser.parse_args().task]()
