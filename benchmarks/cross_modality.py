@@ -1,10 +1,11 @@
 """Make the data sets of the experiments with Mind the Gap, in ``nnUNet_raw``.
 
 ``python benchmarks/cross_modality.py cardiac`` takes Dataset102_CardiacMR (bSSFP and LGE of the
-same patients, MS-CMRSeg 2019) and writes
+same patients, MS-CMRSeg 2019), halves the in-plane resolution to 1.5 mm and writes
 
 - Dataset111_CardiacToLGE: bSSFP with labels, LGE 6 to 35 without; all LGE as the labelled test set,
-  of which 1 to 5 have never been seen.
+  of which 1 to 5 have never been seen;
+- Dataset114_CardiacLGE: all LGE with labels, for the oracle, which holds each of them out once.
 
 ``python benchmarks/cross_modality.py hippocampus`` takes Dataset004_Hippocampus (Medical
 Decathlon), deals its cases into a source half, unlabelled and test ones, and writes
@@ -12,7 +13,7 @@ Decathlon), deals its cases into a source half, unlabelled and test ones, and wr
 - Dataset112_HippocampusToPseudo: source with labels; the others inverted, gamma-warped, with a
   smooth bias field and noise: the pseudo-modality;
 - Dataset113_HippocampusPseudo: the unlabelled ones with labels, for the oracle, and the same test
-  set. The oracle of the hearts is trained on Dataset102 in folds.
+  set.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
 from scipy.ndimage import zoom
 
@@ -66,8 +68,32 @@ def write_pseudo(source: Path, target: Path) -> None:
     image.save(pseudo_modality(image.voxels, seed), target)
 
 
+def write_halved(source: Path, target: Path) -> None:
+    """Write an image with half the in-plane resolution."""
+    sitk.WriteImage(_halved(sitk.ReadImage(source)), target, useCompression=True)
+
+
+def write_halved_label(source: Path, target: Path) -> None:
+    """Write a label map with half the in-plane resolution."""
+    label = sitk.ReadImage(source)
+    halved = sitk.Resample(label, _halved(label), sitk.Transform(), sitk.sitkNearestNeighbor)
+    sitk.WriteImage(halved, target, useCompression=True)
+
+
+def _halved(image: sitk.Image) -> sitk.Image:
+    return sitk.BinShrink(image, [2, 2, 1])
+
+
 def write(
-    name: str, like: Path, training: Cases, unlabelled: Cases, test: Cases, look: Write, own: Write
+    name: str,
+    like: Path,
+    training: Cases,
+    unlabelled: Cases,
+    test: Cases,
+    *,
+    look: Write = copy_image,
+    own: Write = copy_image,
+    label: Write = copy_image,
 ) -> None:
     """Write a raw data set.
 
@@ -79,6 +105,7 @@ def write(
         test: Cases for ``imagesTs`` and ``labelsTs``.
         look: Writes images of the target.
         own: Writes images of the training cases.
+        label: Writes label maps.
     """
     described = read_json(like / DATASET_JSON)
     for key in ("domains", "dataset"):
@@ -97,7 +124,7 @@ def write(
             continue
         labels.mkdir()
         for case, files in cases.items():
-            copy_image(Path(str(files["label"])), labels / f"{case}{ending}")
+            label(Path(str(files["label"])), labels / f"{case}{ending}")
     described |= {"name": name, "numTraining": len(training)}
     (folder / DATASET_JSON).write_text(json.dumps(described, indent=2) + "\n")
     print(
@@ -117,19 +144,23 @@ def cardiac() -> None:
     target = chosen(cases, r"LGE_\d+")
     seen = chosen(target, r"LGE_(0[6-9]|[1-3]\d)")
     source = chosen(cases, r"bSSFP_\d+")
-    write("Dataset111_CardiacToLGE", raw, source, seen, target, copy_image, copy_image)
+    halved = {"look": write_halved, "own": write_halved, "label": write_halved_label}
+    write("Dataset111_CardiacToLGE", raw, source, seen, target, **halved)
+    write("Dataset114_CardiacLGE", raw, target, {}, {}, **halved)
 
 
 def hippocampus() -> None:
     """Hippocampus: from the images as they are to a pseudo-modality of other subjects."""
     raw = nnunet_folder(RAW) / "Dataset004_Hippocampus"
     cases = training_cases(raw)
-    dealt = np.random.default_rng(0).permutation(sorted(cases)).tolist()
-    test, unlabelled, source = np.split(np.array(dealt), [TEST, TEST + UNLABELLED])
-    parts = [{str(case): cases[str(case)] for case in part} for part in (source, unlabelled, test)]
-    write("Dataset112_HippocampusToPseudo", raw, *parts, write_pseudo, copy_image)
-    _, labelled, tested = parts
-    write("Dataset113_HippocampusPseudo", raw, labelled, {}, tested, write_pseudo, write_pseudo)
+    dealt = np.random.default_rng(0).permutation(sorted(cases))
+    test, unlabelled, source = (
+        {str(case): cases[str(case)] for case in part}
+        for part in np.split(dealt, [TEST, TEST + UNLABELLED])
+    )
+    write("Dataset112_HippocampusToPseudo", raw, source, unlabelled, test, look=write_pseudo)
+    pseudo = {"look": write_pseudo, "own": write_pseudo}
+    write("Dataset113_HippocampusPseudo", raw, unlabelled, {}, test, **pseudo)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,13 @@ data set that nnU-Net has planned (``nnUNet_preprocessed``); the batches are ran
     python benchmarks/step_cost.py --dataset 4 --plans CompactPlans --configuration 3d_fullres \
         --arm nnUNetTrainer --arm 'CateNormTrainer={"catenorm": {"plain_fraction": 0}}'
 
-The first arm is what the others are compared with.
+The first arm is what the others are compared with. ``--part _mix`` also takes the time that a
+method of the trainers takes within a training step.
 """
 
 import argparse
 import contextlib
+import itertools
 import json
 import multiprocessing as mp
 import os
@@ -61,9 +63,13 @@ def serve(
         os.environ["nnUNet_results"] = results
         trainer = build_trainer(trainer_name, settings, arguments, device)
         batch = random_batch(trainer)
+        if hasattr(trainer, "_unlabelled"):  # images of the other domain come from a loader
+            trainer._unlabelled = itertools.repeat(batch)
+        part = Part(trainer, arguments["part"], device)
         memory = PeakMemory(device)
         answers = {
             "train": lambda: timed(device, lambda: trainer.train_step(batch)),
+            "part": part.since_last,
             "predict": lambda: predict(trainer, batch["data"][:1].to(device)),
             "memory": memory.since_start,
         }
@@ -142,6 +148,29 @@ def predict(trainer: Any, data: Any) -> float:
     return seconds
 
 
+class Part:
+    """Takes the time that a method of an object takes, if it has such a method.
+
+    On a GPU this adds two synchronisations to every call.
+    """
+
+    def __init__(self, owner: Any, name: str | None, device: Any) -> None:
+        self.seconds = 0.0
+        method = getattr(owner, name, None) if name else None
+        if method is not None:
+            setattr(owner, str(name), lambda *args: self._call(device, method, args))
+
+    def _call(self, device: Any, method: Any, arguments: tuple[Any, ...]) -> Any:
+        answers: list[Any] = []
+        self.seconds += timed(device, lambda: answers.append(method(*arguments)))
+        return answers[0]
+
+    def since_last(self) -> float:
+        """Seconds in the method since this was last asked."""
+        seconds, self.seconds = self.seconds, 0.0
+        return seconds
+
+
 class PeakMemory:
     """Peak memory in MiB: allocated on the GPU, or resident in the process on the CPU.
 
@@ -181,9 +210,12 @@ def measure(arms: list[Arm], warm_up: int, steps: int) -> list[dict[str, Any]]:
     for what in ("train", "predict"):
         for step in range(warm_up + steps):
             for arm in arms:
-                seconds = arm.ask(what)
+                taken = {what: arm.ask(what)}
+                if what == "train":
+                    taken["part"] = arm.ask("part")
                 if step >= warm_up:
-                    times.setdefault((arm.name, what), []).append(seconds)
+                    for name, seconds in taken.items():
+                        times.setdefault((arm.name, name), []).append(seconds)
         if what == "train":
             peaks = {arm.name: arm.ask("memory") for arm in arms}
     rows = []
@@ -199,6 +231,8 @@ def measure(arms: list[Arm], warm_up: int, steps: int) -> list[dict[str, Any]]:
             ]
             row[f"{what}_s"] = round(statistics.median(times[arm.name, what]), 4)
             row[f"{what}_ratio"] = round(statistics.median(ratios), 2)
+        shares = zip(times[arm.name, "part"], times[arm.name, "train"], strict=True)
+        row["part_share"] = round(statistics.median(part / step for part, step in shares), 3)
         rows.append(row)
     return rows
 
@@ -216,6 +250,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch, on the CPU")
     parser.add_argument("--batch-size", type=int, help="instead of the planned one")
     parser.add_argument("--patch-size", type=int, nargs="+", help="instead of the planned one")
+    parser.add_argument("--part", metavar="METHOD", help="of the trainers, to be timed in a step")
     parser.add_argument("--warm-up", type=int, default=3)
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--record", type=Path, help="JSON file to write")
@@ -224,6 +259,9 @@ def main() -> None:
     rows = measure(arms, arguments.warm_up, arguments.steps)
     for arm in arms:
         arm.close()
+    if not arguments.part:
+        for row in rows:
+            del row["part_share"]
     columns = list(rows[0])
     print("  ".join(f"{column:>13}" for column in columns[1:]))
     for row in rows:

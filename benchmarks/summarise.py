@@ -56,6 +56,9 @@ def step_cost(record: dict[str, Any]) -> str:
     if arguments["batch_size"]:
         setting += f", batch size {arguments['batch_size']}"
     header = ["arm", "training step", "ratio", "prediction", "ratio", "peak memory", "ratio"]
+    part = arguments.get("part")
+    if part:
+        header.append(f"`{part}`, share of a step")
     rows = [
         [
             f"`{arm['arm']}`",
@@ -65,6 +68,7 @@ def step_cost(record: dict[str, Any]) -> str:
             arm["predict_ratio"],
             f"{arm['peak_MiB']} MiB",
             arm["peak_ratio"],
+            *([f"{100 * arm['part_share']:.1f} %"] if part else []),
         ]
         for arm in record["arms"]
     ]

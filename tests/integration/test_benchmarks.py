@@ -39,7 +39,7 @@ def test_step_cost_compares_arms_with_settings_and_names_its_circumstances(
     record = tmp_path / "record.json"
     catenorm = 'CateNormTrainer={"catenorm": {"plain_fraction": 0.0}}'
     data = ["--dataset", "777", "--plans", tiny.PLANS, "--configuration", tiny.BASE]
-    few = ["--warm-up", "1", "--steps", "2", "--record", record]
+    few = ["--warm-up", "1", "--steps", "2", "--part", "_mix", "--record", record]
     arms = [x for arm in ("ExtensionTrainer", catenorm, "RAMDSIRTrainer") for x in ("--arm", arm)]
     run("step_cost.py", *data, *arms, *few)
     result = json.loads(record.read_text())
@@ -49,6 +49,8 @@ def test_step_cost_compares_arms_with_settings_and_names_its_circumstances(
     assert second["arm"] == catenorm
     assert second["train_s"] > 0
     assert third["train_s"] > 0
+    assert first["part_share"] == second["part_share"] == 0
+    assert 0 < third["part_share"] < 1
 
 
 def test_loss_cost_compares_losses_and_names_its_circumstances(tmp_path: Path) -> None:
@@ -101,13 +103,23 @@ def test_hearts_are_unlabelled_in_one_modality_and_labelled_in_the_other(
 ) -> None:
     monkeypatch.setenv("nnUNet_raw", str(tmp_path))
     sources, targets = ({f"{kind}_{i:02d}" for i in range(1, 36)} for kind in ("bSSFP", "LGE"))
-    write_raw(tmp_path / "Dataset102_CardiacMR", sources | targets)
+    raw = write_raw(tmp_path / "Dataset102_CardiacMR", sources | targets)
+    for path in raw.glob("*Tr/*"):
+        image = sitk.GetImageFromArray(np.arange(32, dtype=np.uint8).reshape(2, 4, 4))
+        sitk.WriteImage(image, path)
     run("cross_modality.py", "cardiac")
     folder = tmp_path / "Dataset111_CardiacToLGE"
     assert names_in(folder / "imagesTr") == names_in(folder / "labelsTr") == sources
     assert names_in(folder / "imagesTs") == names_in(folder / "labelsTs") == targets
     assert targets - names_in(folder / "imagesUn") == {f"LGE_0{i}" for i in range(1, 6)}
     assert not (folder / "labelsUn").exists()
+    assert names_in(tmp_path / "Dataset114_CardiacLGE" / "imagesTr") == targets
+    image, label = (
+        sitk.ReadImage(next((folder / part).iterdir())) for part in ("imagesTs", "labelsTs")
+    )
+    assert (image.GetSize(), image.GetSpacing()) == ((2, 2, 2), (2, 2, 1))
+    assert (label.GetSize(), label.GetOrigin()) == (image.GetSize(), image.GetOrigin())
+    assert set(sitk.GetArrayFromImage(label).ravel()) < set(range(32))
 
 
 def test_a_pseudo_modality_inverts_intensities_and_keeps_labels_and_subjects_apart(
