@@ -3,7 +3,7 @@
 import io
 import random
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch._dynamo import OptimizedModule
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from tqdm import tqdm
@@ -43,6 +44,8 @@ Losses: TypeAlias = dict[str, Tensor]
 GRADIENT_NORM = 12
 """nnU-Net clips gradients to this norm."""
 ADAM_LR = 1e-3
+LR_FACTOR = "lr_factor"
+"""Key of a parameter group: its share of the learning rate that the schedule gives to all."""
 SEED_STRIDE = 100_003
 """Prime, so that seeds of different runs do not meet in neighbouring epochs."""
 
@@ -173,6 +176,9 @@ class ExtensionTrainer(nnUNetTrainer):
     def initialize(self) -> None:
         self._seed(0)
         super().initialize()
+        has_batch_statistics = any(isinstance(m, _BatchNorm) for m in self.network.modules())
+        # batch normalisation gives each batch statistics of its own; CPUs are slower on large ones
+        self.runs_batches_apart = has_batch_statistics or self.device.type == "cpu"
         if self.is_ddp:
             self._wrap_for_ddp()
         if self._do_i_compile():
@@ -264,6 +270,8 @@ class ExtensionTrainer(nnUNetTrainer):
 
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
+        for group in self.optimizer.param_groups:
+            group["lr"] *= group.get(LR_FACTOR, 1)
         self.auxiliary.train()
         # per epoch, so that a continued training repeats what an uninterrupted one does
         self._seed(self.current_epoch + 1)
@@ -474,6 +482,18 @@ class ExtensionTrainer(nnUNetTrainer):
             return torch.autocast(self.device.type, enabled=True)
         return nullcontext()
 
+    def answers(self, network: Callable[..., Any], *inputs: Sequence[Tensor]) -> list[Any]:
+        """Ask a network about several batches of equal size, at once where that is the same.
+
+        Args:
+            network: May answer with tensors in nested lists and tuples.
+            inputs: Each argument of the network, for every batch.
+        """
+        if self.runs_batches_apart:
+            return [network(*batch) for batch in zip(*inputs, strict=True)]
+        together = network(*(torch.cat(list(batches)) for batches in inputs))
+        return _split(together, len(inputs[0]))
+
     def gather(self, value: Any) -> list[Any]:
         """Collect a picklable value from all DDP ranks; a list of one without DDP."""
         if not self.is_ddp:
@@ -518,6 +538,22 @@ def unwrap(module: nn.Module, *, keep_compiled: bool = False) -> nn.Module:
     if isinstance(module, OptimizedModule) and not keep_compiled:
         module = module._orig_mod
     return module
+
+
+def give_own_rate(optimizer: Optimizer, parameters: Iterable[Tensor], factor: float) -> None:
+    """Move parameters of the first group to one that learns at another rate from then on."""
+    moved = {id(parameter) for parameter in parameters}
+    first = optimizer.param_groups[0]
+    own = {**first, "params": [p for p in first["params"] if id(p) in moved]}
+    first["params"] = [p for p in first["params"] if id(p) not in moved]
+    optimizer.add_param_group({**own, LR_FACTOR: factor})
+
+
+def _split(value: Any, parts: int) -> list[Any]:
+    """Split the batch of all tensors in nested lists and tuples."""
+    if isinstance(value, Tensor):
+        return list(value.chunk(parts))
+    return [type(value)(each) for each in zip(*(_split(v, parts) for v in value), strict=True)]
 
 
 def _parameters_of(optimizer: Optimizer) -> list[Tensor]:

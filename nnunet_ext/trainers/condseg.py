@@ -21,11 +21,16 @@ from nnunet_ext.losses.decoupling import AnyForeground, any_foreground
 from nnunet_ext.networks import ConDSegNet
 from nnunet_ext.networks.condseg import EncoderFirstUNet
 from nnunet_ext.settings import NEUTRAL, STRICT, read_method_settings
-from nnunet_ext.trainers.base import ExtensionTrainer, Losses, Update, unwrap
+from nnunet_ext.trainers.base import (
+    LR_FACTOR,
+    ExtensionTrainer,
+    Losses,
+    Update,
+    give_own_rate,
+    unwrap,
+)
 
 ENCODER_HEAD = "encoder_head"
-LR_FACTOR = "lr_factor"
-"""Key of a parameter group for its share of the learning rate in the second phase."""
 COLOUR_NAMES = ({"r", "g", "b"}, {"red", "green", "blue"}, {"rgb_to_0_1"})
 """Names of three channels that are colours."""
 AUXILIARY_WEIGHT = 2.0
@@ -171,12 +176,7 @@ class ConDSegTrainer(ExtensionTrainer):
     def configure_optimizers(self, *stage: str) -> tuple[Optimizer, PolyLRScheduler]:
         """One optimiser for both phases, the encoder in a parameter group of its own."""
         optimizer, _ = super().configure_optimizers(*stage)
-        encoder = list(self._unet.encoder.parameters())
-        in_encoder = {id(parameter) for parameter in encoder}
-        others = optimizer.param_groups[0]
-        others["params"] = [p for p in others["params"] if id(p) not in in_encoder]
-        factor = self.condseg.encoder_lr_factor if self.first_phase_epochs else 1.0
-        optimizer.add_param_group({"params": encoder, LR_FACTOR: factor})
+        give_own_rate(optimizer, self._unet.encoder.parameters(), 1)
         scheduler = TwoPhasePolyLR(
             optimizer, self.initial_lr, self.num_epochs, self.first_phase_epochs
         )
@@ -191,6 +191,9 @@ class ConDSegTrainer(ExtensionTrainer):
     # ----------------------------------------------------------------------------------- phases
 
     def on_train_epoch_start(self) -> None:
+        encoder = self.optimizer.param_groups[-1]
+        trained = self.first_phase_epochs and not self.in_first_phase
+        encoder[LR_FACTOR] = self.condseg.encoder_lr_factor if trained else 1
         if self.in_first_phase:
             self._best_ema = float("inf")  # with an untrained decoder nothing is worth keeping
         elif self.current_epoch == self.first_phase_epochs:
@@ -285,10 +288,10 @@ class ConDSegTrainer(ExtensionTrainer):
 
 
 class TwoPhasePolyLR(PolyLRScheduler):
-    """nnU-Net's schedule, once for each phase; in the second, groups may learn more slowly.
+    """nnU-Net's schedule, once for each phase.
 
     Args:
-        optimizer: Its groups may have a key :data:`LR_FACTOR`, which acts in the second phase.
+        optimizer: Gets the rates.
         initial_lr: Rate at the beginning of either phase.
         max_steps: Epochs of both together.
         first_phase: Epochs of the first.
@@ -304,12 +307,6 @@ class TwoPhasePolyLR(PolyLRScheduler):
         """Set the rates of an epoch; without one, as torch calls it once, those of the first."""
         epoch = current_step or 0
         first, second = self.phases
-        if epoch < first:
-            self.max_steps = first
-            super().step(epoch)
-            return
-        self.max_steps = second
-        super().step(epoch - first)
-        for group in self.optimizer.param_groups:
-            group["lr"] *= group.get(LR_FACTOR, 1.0)
-        self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+        in_second = epoch >= first
+        self.max_steps = second if in_second else first
+        super().step(epoch - first if in_second else epoch)

@@ -7,6 +7,7 @@ without labels lie in ``imagesUn`` of the raw data set.
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 from unittest.mock import patch
@@ -22,7 +23,6 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from nnunet_ext.domains.preprocessing import preprocessed_unlabelled
@@ -237,7 +237,10 @@ class MindTheGapTrainer(ExtensionTrainer):
         images = next(self._unlabelled)["data"].to(self.device, non_blocking=True)
         # what a graph leaves out no later backward pass reaches, so this block is long enough
         with frozen(self._masked.feature_critic, output_critic):
-            (source, source_features), (logits, features) = self._both(data, images)
+            domains = [torch.full((len(data),), d, device=self.device) for d in (SOURCE, TARGET)]
+            ask = partial(self.network, return_features=True)
+            answers = self.answers(ask, [data, images], domains)
+            (source, source_features), (logits, features) = answers
             parts: Losses = {"segmentation": self.loss(source, target)}
             with torch.autocast(self.device.type, enabled=False):
                 outputs = self._probabilities(logits)
@@ -259,23 +262,6 @@ class MindTheGapTrainer(ExtensionTrainer):
                 ),
             }
         yield Update(losses, self.auxiliary_optimizers["critics"])
-
-    def _both(
-        self, source: Tensor, target: Tensor
-    ) -> tuple[tuple[Logits, Tensor], tuple[Logits, Tensor]]:
-        """Logits and features of both domains."""
-        images = torch.cat([source, target])
-        domain = torch.tensor([SOURCE] * len(source) + [TARGET] * len(target), device=self.device)
-        halves = slice(None, len(source)), slice(len(source), None)
-        if any(isinstance(module, _BatchNorm) for module in self._masked.modules()):
-            # each domain is normalised by statistics of its own, as in the authors' code
-            first, second = (
-                self.network(images[half], domain[half], return_features=True) for half in halves
-            )
-        else:
-            logits, features = self.network(images, domain, return_features=True)
-            first, second = ((_part(logits, half), features[half]) for half in halves)
-        return first, second
 
     def _probabilities(self, logits: Logits) -> Tensor:
         full_resolution = logits if isinstance(logits, Tensor) else logits[0]
@@ -304,10 +290,6 @@ class MindTheGapTrainer(ExtensionTrainer):
             yield
         finally:
             self._masked.inference_domain = usual
-
-
-def _part(logits: Logits, half: slice) -> Logits:
-    return logits[half] if isinstance(logits, Tensor) else [scale[half] for scale in logits]
 
 
 def _finish(loader: Any) -> None:

@@ -14,7 +14,6 @@ from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from nnunet_ext.augmentation.amplitude_mixup import StyleBank, draw_ratios, low_frequencies, mix
@@ -25,7 +24,7 @@ from nnunet_ext.networks import RestorationDecoder
 from nnunet_ext.networks.restoration import return_features
 from nnunet_ext.settings import STRICT
 from nnunet_ext.trainers import checkpoint as checkpoints
-from nnunet_ext.trainers.base import ExtensionTrainer, Losses, unwrap
+from nnunet_ext.trainers.base import ExtensionTrainer, Losses, give_own_rate, unwrap
 
 ORIGINAL = "original"
 MIXED = "mixed"
@@ -177,9 +176,6 @@ class RAMDSIRTrainer(ExtensionTrainer):
             self.label_manager.has_regions, settings.complete_regions
         )
         self._restoration = RestorationLoss(settings.intensity_range)
-        has_batch_statistics = any(isinstance(m, _BatchNorm) for m in self.network.modules())
-        # each view has statistics of its own; and CPUs are slower on large batches
-        self._runs_views_apart = has_batch_statistics or self.device.type == "cpu"
 
     def build_auxiliary(self) -> dict[str, nn.Module]:
         settings = self.ram_dsir
@@ -201,11 +197,7 @@ class RAMDSIRTrainer(ExtensionTrainer):
         optimizer, scheduler = super().configure_optimizers(*stage)
         if self.encoder_lr_factor != 1:
             network: Any = unwrap(self.network)
-            encoder = set(network.encoder.parameters())
-            everything = optimizer.param_groups[0]
-            own_group = {**everything, "params": [p for p in everything["params"] if p in encoder]}
-            everything["params"] = [p for p in everything["params"] if p not in encoder]
-            optimizer.add_param_group({**own_group, "lr_factor": self.encoder_lr_factor})
+            give_own_rate(optimizer, network.encoder.parameters(), self.encoder_lr_factor)
         return optimizer, scheduler
 
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> Any:
@@ -220,9 +212,6 @@ class RAMDSIRTrainer(ExtensionTrainer):
 
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
-        # nnU-Net's schedule has just given all groups one rate
-        for group in self.optimizer.param_groups:
-            group["lr"] *= group.get("lr_factor", 1)
         # what an epoch draws depends on its number alone, so that a continued training repeats it
         self._bank.clear()
         if self.training_settings.seed is not None:
@@ -240,7 +229,7 @@ class RAMDSIRTrainer(ExtensionTrainer):
         views = {ORIGINAL: data}
         if settings.ram:
             views[MIXED] = self._mix(data, domains)
-        outputs = self._segment(list(views.values()))
+        outputs = self.answers(self.network, list(views.values()))
         features: list[Tensor] = []
         if settings.restoration:
             outputs, features = map(list, zip(*outputs, strict=True))
@@ -281,12 +270,6 @@ class RAMDSIRTrainer(ExtensionTrainer):
             background = torch.tensor(masked, device=data.device).view(shape) & (images == 0)
             mixed = mixed.masked_fill(background, 0)
         return torch.cat([mixed, others], 1)
-
-    def _segment(self, views: list[Tensor]) -> list[Any]:
-        """Run the network on each view; what it returns in training mode, for each."""
-        if self._runs_views_apart:
-            return [self.network(view) for view in views]
-        return _split(self.network(torch.cat(views)), len(views))
 
     def _valid(self, target: Any) -> Tensor | None:
         """Voxels (B, *S) outside the ignore label at full resolution, None without one."""
@@ -337,10 +320,3 @@ class RAMDSIRTrainer(ExtensionTrainer):
 
     def _extension_state(self) -> dict[str, Any]:
         return super()._extension_state() | {DOMAINS_KEY: self.domain_names}
-
-
-def _split(value: Any, parts: int) -> list[Any]:
-    """Split the batch of all tensors in nested lists and tuples."""
-    if isinstance(value, Tensor):
-        return list(value.chunk(parts))
-    return [type(value)(each) for each in zip(*(_split(v, parts) for v in value), strict=True)]

@@ -63,6 +63,7 @@ def test_each_step_sees_a_batch_of_each_domain(
     make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch, norm: str, deep_supervision: bool
 ) -> None:
     trainer = make(make_world(dim=2, norm=norm, deep_supervision=deep_supervision))
+    trainer.runs_batches_apart = norm == "batch"  # as on a GPU
     drawn: list[set[str]] = []
     loader = trainer._unlabelled
 
@@ -166,8 +167,8 @@ def test_mixed_precision_keeps_critics_in_full(
     parts = trainer.train_step(next(trainer.dataloader_train))["parts"]
     assert all(np.isfinite(list(parts.values())))
     assert set(given) == {(torch.float32, False)}
-    # the mask and the alignment ask the critics, then these ask themselves about either domain
-    assert len(given) == 3 + 4
+    # the masks and the alignment ask the critics, then these ask themselves about either domain
+    assert len(given) == 4 + 4
 
 
 def test_validation_takes_images_for_labelled_ones(

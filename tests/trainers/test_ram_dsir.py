@@ -123,9 +123,9 @@ class TestViews:
     ) -> None:  # [11]
         world = make_world(dim=2, norm=norm)
         trainer = ready(world)
-        trainer._runs_views_apart = norm == "batch"  # as on a GPU
+        trainer.runs_batches_apart = norm == "batch"  # as on a GPU
         views = [world.task.images(seed=0), world.task.images(seed=1) * 3 + 1]
-        together = trainer._segment(views)
+        together = trainer.answers(trainer.network, views)
         apart = [trainer.network(view) for view in views]
         for (scales, features), (other_scales, other_features) in zip(together, apart, strict=True):
             for one, other in zip(
@@ -141,7 +141,7 @@ class TestViews:
         seen = []
         network = trainer.network
         handle = network.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
-        assert trainer._runs_views_apart  # on a CPU
+        assert trainer.runs_batches_apart  # on a CPU
         losses = losses_of(trainer, batch)
         handle.remove()
         original, mixed = seen
@@ -522,9 +522,11 @@ def _gradients(
     if rank is not None:
         trainer.network = OnCpu(unet, [rank])  # nnU-Net's wrapper
         trainer._wrap_for_ddp()
-    trainer._runs_views_apart = apart
+    trainer.runs_batches_apart = apart
     trainer._restoration, trainer._errors = RestorationLoss(), torch.zeros(2, 2)
-    outputs, features = zip(*trainer._segment([images, images.flip(-1) * 2]), strict=True)
+    outputs, features = zip(
+        *trainer.answers(trainer.network, [images, images.flip(-1) * 2]), strict=True
+    )
     first, second = (scales[0] for scales in outputs)
     # every parameter needs gradient here, which deep supervision's lowest scale gives
     loss = sum(scale.square().mean() for scales in outputs for scale in scales)
