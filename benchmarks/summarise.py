@@ -91,12 +91,12 @@ def startup_cost(record: dict[str, Any]) -> str:
 def experiment(folder: Path) -> str:
     """Report a recorded benchmark: every arm, and the last arm's difference to it."""
     benchmark = json.loads((folder / "benchmark.json").read_text())
-    scores = pd.read_csv(folder / "scores.csv", dtype={"label": str, "fold": str})
+    scores = pd.read_csv(folder / "scores.csv", dtype={"label": str, "fold": str, "seen": str})
     cost = pd.read_csv(folder / "cost.csv").set_index(["configuration", "arm"])["seconds_per_epoch"]
     *_, full = benchmark["arms"]
     parts = [f"## {folder.name}\n\n{benchmark.get('description', '')}"]
-    seen = scores["seen"] if "seen" in scores else pd.Series(math.nan, scores.index)
-    domains = seen.map(lambda name: f", {name} domains", na_action="ignore").fillna("")
+    seen = scores["seen"].fillna("") if "seen" in scores else pd.Series("", scores.index)
+    domains = seen.map(lambda name: f", {name} domains" if name else "")
     groups = scores.groupby(["configuration", "evaluation", domains])
     for (configuration, evaluation, which), rows in groups:
         held_out = rows["subject"].nunique(), rows["case"].nunique(), rows["seed"].nunique()
