@@ -94,6 +94,24 @@ def test_ram_dsir_pictures_are_drawn_from_a_model_that_stays_as_it_is(
     assert {file: file.stat().st_mtime_ns for file in model.rglob("*")} == before
 
 
+@pytest.mark.parametrize("kind", [{"dim": 2, "channels": 3}, {"dim": 3}])
+def test_condseg_pictures_are_drawn_from_a_model_that_stays_as_it_is(
+    kind: dict[str, Any],
+    make_world: Callable[..., tiny.World],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    contract.without_progress_plot(monkeypatch)
+    trainer = make_world(**kind).trainer("ConDSegTrainer", {"condseg": {"consistency": "off"}})
+    trainer.run_training()
+    model = Path(trainer.output_folder_base)
+    before = {file: file.stat().st_mtime_ns for file in model.rglob("*")}
+    run("condseg_pictures.py", model, "--out", tmp_path / "docs" / "picture.png")
+    height, width, _ = imread(tmp_path / "docs" / "picture.png").shape
+    assert (height, width) == (2 * 288, 4 * 288)  # one held-out case, and the curve
+    assert {file: file.stat().st_mtime_ns for file in model.rglob("*")} == before
+
+
 def names_in(folder: Path) -> set[str]:
     return {path.name.removesuffix(".nii.gz").removesuffix("_0000") for path in folder.iterdir()}
 
