@@ -141,6 +141,8 @@ def _validate(settings_class: type[S], block: Mapping[str, Any], where: str) -> 
         return TypeAdapter(settings_class).validate_json(json.dumps(block))
     except ValidationError as error:
         first = error.errors()[0]
+        if not first["loc"]:  # values that are allowed, but not together
+            raise SettingsError(f"{where}: {first['msg'].removeprefix('Value error, ')}.") from None
         key = str(first["loc"][0])
         if first["type"] == "unexpected_keyword_argument":
             allowed = [field.name for field in dataclasses.fields(settings_class)]  # type: ignore[arg-type]

@@ -108,6 +108,12 @@ class RAMDSIRSettings:
         bool, Field(description="keep nnU-Net's own random brightness, contrast and gamma")
     ] = True
 
+    def __post_init__(self) -> None:
+        if self.consistency and not self.ram:
+            raise ValueError(
+                '"consistency" compares the views that "ram" makes: set it to false as well'
+            )
+
 
 class RAMDSIRTrainer(ExtensionTrainer):
     """Segments each image in its own style and in a mixture, and restores the one from the other.
@@ -239,7 +245,7 @@ class RAMDSIRTrainer(ExtensionTrainer):
             name: share * self.loss(output, target)
             for name, output in zip(views, outputs, strict=True)
         }
-        if settings.ram and settings.consistency:
+        if settings.consistency:
             first, second = (
                 output if isinstance(output, Tensor) else output[0] for output in outputs
             )

@@ -186,7 +186,7 @@ class TestViews:
             ({"consistency": False, "restoration": False}, {"original", "mixed"}),
             ({"restoration": False}, {"original", "mixed", "consistency"}),
             ({"consistency": False}, {"original", "mixed", "restoration"}),
-            ({"ram": False}, {"original", "restoration"}),
+            ({"ram": False, "consistency": False}, {"original", "restoration"}),
         ],
         ids=["full", "RAM", "RAM and consistency", "RAM and restoration", "restoration"],
     )
@@ -471,6 +471,7 @@ class TestCombination:
         ({"probability": 1.5}, '"probability" is 1.5'),
         ({"intensity_range": 0}, '"intensity_range" is 0'),
         ({"encoder_lr_factor": 2.0}, '"encoder_lr_factor" is 2.0'),
+        ({"ram": False}, '"consistency" compares the views that "ram" makes'),
     ],
 )
 def test_settings_out_of_range_are_refused(
