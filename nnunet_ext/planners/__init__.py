@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from nnunet_ext.planners.condseg import ConDSegPlanner as ConDSegPlanner
     from nnunet_ext.planners.condseg import ConDSegResEncPlanner as ConDSegResEncPlanner
     from nnunet_ext.planners.mind_the_gap import MindTheGapPlanner as MindTheGapPlanner
+    from nnunet_ext.planners.mind_the_gap import MindTheGapResEncPlanner as MindTheGapResEncPlanner
     from nnunet_ext.planners.ram_dsir import RAMDSIRPlanner as RAMDSIRPlanner
     from nnunet_ext.planners.ram_dsir import RAMDSIRResEncPlanner as RAMDSIRResEncPlanner
 
@@ -19,6 +20,7 @@ MODULES = {
     "RAMDSIRPlanner": "ram_dsir",
     "RAMDSIRResEncPlanner": "ram_dsir",
     "MindTheGapPlanner": "mind_the_gap",
+    "MindTheGapResEncPlanner": "mind_the_gap",
     "CompactPlanner": "compact",
     "ConDSegPlanner": "condseg",
     "ConDSegResEncPlanner": "condseg",

@@ -1,8 +1,11 @@
-"""A planner that counts the memory of Mind the Gap's second batch and its local critic."""
+"""Planners that count the memory of Mind the Gap's second batch and its local critic."""
 
 from collections.abc import Sequence
 from typing import ClassVar
 
+from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_encoder_unet_planners import (  # noqa: E501
+    nnUNetPlannerResEncM,
+)
 from torch import nn
 
 from nnunet_ext.networks import LocallyMaskedUNet
@@ -21,3 +24,11 @@ class MindTheGapPlanner(ExtensionPlanner):
         unet: nn.Module, output_channels: int, patch_size: Sequence[int]
     ) -> nn.Module:
         return LocallyMaskedUNet(unet)
+
+
+class MindTheGapResEncPlanner(MindTheGapPlanner, nnUNetPlannerResEncM):
+    """Likewise with residual encoders, from nnU-Net's ResEnc M preset."""
+
+    purpose: ClassVar[str] = "as MindTheGapPlanner with residual encoders (ResEnc M)"
+    relative_cost: ClassVar[str] = "patches or batches smaller than ResEnc M"
+    default_plans_name: ClassVar[str] = "MindTheGapResEncPlans"

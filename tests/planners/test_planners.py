@@ -68,6 +68,7 @@ def voxels(configuration: dict[str, Any]) -> int:
         (planners.ConDSegPlanner, ExperimentPlanner),
         (planners.RAMDSIRPlanner, ExperimentPlanner),
         (planners.RAMDSIRResEncPlanner, nnUNetPlannerResEncM),
+        (planners.MindTheGapResEncPlanner, nnUNetPlannerResEncM),
         (planners.MindTheGapPlanner, ExperimentPlanner),
     ],
 )
