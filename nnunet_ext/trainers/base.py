@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
@@ -46,6 +47,8 @@ GRADIENT_NORM = 12
 ADAM_LR = 1e-3
 LR_FACTOR = "lr_factor"
 """Key of a parameter group: its share of the learning rate that the schedule gives to all."""
+PATIENCE = timedelta(days=30)
+"""How long ranks wait for one that works alone."""
 SEED_STRIDE = 100_003
 """Prime, so that seeds of different runs do not meet in neighbouring epochs."""
 
@@ -328,6 +331,9 @@ class ExtensionTrainer(nnUNetTrainer):
         scaler = self.grad_scaler if update.optimizer is None else None
         if scaler is None:
             total.backward()
+            if update.optimizer is not None and self.is_ddp:
+                # some auxiliary networks cannot be wrapped; for others this changes nothing
+                _average_gradients(_parameters_of(optimizer))
             nn.utils.clip_grad_norm_(_parameters_of(optimizer), GRADIENT_NORM)
             optimizer.step()
         else:
@@ -494,6 +500,21 @@ class ExtensionTrainer(nnUNetTrainer):
         together = network(*(torch.cat(list(batches)) for batches in inputs))
         return _split(together, len(inputs[0]))
 
+    @contextmanager
+    def first_rank_first(self) -> Iterator[None]:
+        """Within it, the first rank works while the others wait, however long it takes."""
+        if not self.is_ddp:
+            yield
+            return
+        # nnU-Net's group gives up after minutes
+        patient: Any = dist.new_group(backend="gloo", timeout=PATIENCE)
+        if self.local_rank != 0:
+            dist.barrier(patient)
+        yield
+        if self.local_rank == 0:
+            dist.barrier(patient)
+        dist.destroy_process_group(patient)
+
     def gather(self, value: Any) -> list[Any]:
         """Collect a picklable value from all DDP ranks; a list of one without DDP."""
         if not self.is_ddp:
@@ -554,6 +575,14 @@ def _split(value: Any, parts: int) -> list[Any]:
     if isinstance(value, Tensor):
         return list(value.chunk(parts))
     return [type(value)(each) for each in zip(*(_split(v, parts) for v in value), strict=True)]
+
+
+def _average_gradients(parameters: Iterable[Tensor]) -> None:
+    """Give all DDP ranks the mean of their gradients."""
+    for parameter in parameters:
+        if parameter.grad is not None:
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= dist.get_world_size()
 
 
 def _parameters_of(optimizer: Optimizer) -> list[Tensor]:

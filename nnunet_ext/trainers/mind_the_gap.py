@@ -23,6 +23,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from nnunet_ext.domains.preprocessing import preprocessed_unlabelled
@@ -106,8 +108,6 @@ class MindTheGapTrainer(ExtensionTrainer):
                 f"{type(self).__name__} cannot train {configuration}, because nobody predicts "
                 "the previous stage of images without labels. Train 3d_lowres or 3d_fullres."
             )
-        if self.is_ddp:
-            raise UserError(f"{type(self).__name__} trains on one GPU: leave out -num_gpus.")
         self.labelled_folder = Path(self.preprocessed_dataset_folder)
         self._unlabelled_cases: Any = None  # data set of target images
         self._unlabelled: Any = None  # their loader
@@ -162,7 +162,8 @@ class MindTheGapTrainer(ExtensionTrainer):
     # ---------------------------------------------------------------------------------- images
 
     def get_dataloaders(self) -> tuple[Any, Any]:
-        self._use_translated_images()
+        with self.first_rank_first():
+            self._use_translated_images()
         loaders = super().get_dataloaders()
         if self.aligns:
             cases = self._unlabelled_cases
@@ -201,8 +202,9 @@ class MindTheGapTrainer(ExtensionTrainer):
             get_allowed_n_proc_DA(),
         )
         self.preprocessed_dataset_folder = str(translated)
-        for sheet in sorted(translated.parent.glob("translations_*.png"))[-1:]:
-            shutil.copyfile(sheet, Path(self.output_folder, SHEET))
+        sheets = sorted(translated.parent.glob("translations_*.png"))
+        if sheets and self.local_rank == 0:
+            shutil.copyfile(sheets[-1], Path(self.output_folder, SHEET))
 
     def on_train_end(self) -> None:
         super().on_train_end()
@@ -214,11 +216,24 @@ class MindTheGapTrainer(ExtensionTrainer):
         heads = self.label_manager.num_segmentation_heads
         return {"output_critic": OutputCritic(heads, self.configuration_manager.patch_size)}
 
+    def _wrap_for_ddp(self) -> None:
+        # critics go through several passes for each of theirs backward, which DDP does not
+        # stand; their gradients are averaged where they are optimised
+        network = unwrap(self.network, keep_compiled=True)
+        critic = {id(parameter) for parameter in self._masked.feature_critic.parameters()}
+        names = [name for name, each in network.named_parameters() if id(each) in critic]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(network, names)
+        self.network = DistributedDataParallel(network, device_ids=[self.local_rank])
+        for parameter in self._critic_parameters():
+            dist.broadcast(parameter.data, src=0)
+
+    def _critic_parameters(self) -> list[nn.Parameter]:
+        return [*self._masked.feature_critic.parameters(), *self.auxiliary.parameters()]
+
     def build_auxiliary_optimizers(self) -> dict[str, Optimizer]:
         # nnU-Net's optimiser has the feature critic, too, but never sees it with a gradient
-        critics = [*self._masked.feature_critic.parameters(), *self.auxiliary.parameters()]
         lr = self.mind_the_gap.critic_lr
-        optimizer = torch.optim.Adam(critics, lr, betas=CRITIC_BETAS)
+        optimizer = torch.optim.Adam(self._critic_parameters(), lr, betas=CRITIC_BETAS)
         self._critic_schedule = PolyLRScheduler(optimizer, lr, self.num_epochs)
         return {"critics": optimizer}
 

@@ -1,17 +1,26 @@
 """The recipe of Mind the Gap: which images it sees, and who learns from what."""
 
+import pickle
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
-from torch import Tensor
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch import multiprocessing as mp
+from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_ext.errors import UserError
+from nnunet_ext.networks import LocallyMaskedUNet, OutputCritic
 from nnunet_ext.networks.translator import SOURCE, TARGET
+from nnunet_ext.trainers import base, mind_the_gap
+from nnunet_ext.trainers.mind_the_gap import MindTheGapSettings, MindTheGapTrainer
 from nnunet_ext.translation.training import TranslatorTraining
 from tests import tiny
 from tests.contract import TASKS, Recipe, TrainerContract
@@ -249,3 +258,75 @@ def test_final_validation_predicts_translated_images(
     assert seen
     assert all("_translated_" in folder for folder in seen)
     assert Path(trainer.output_folder, "validation", "summary.json").exists()
+
+
+# --------------------------------------------------------------------------- several processes
+
+TASK = tiny.Task(dim=2)
+
+
+class OnCpu(DistributedDataParallel):
+    """DDP as nnU-Net asks for it, without the device that CPU tests lack."""
+
+    def __init__(self, module: nn.Module, device_ids: list[int], **kwargs: Any) -> None:
+        super().__init__(module, **kwargs)
+
+
+def _after_two_steps(images: Tensor, others: Tensor, rank: int | None = None) -> list[Tensor]:
+    """Weights of network and critics after two steps; those of ranks differ at first."""
+    torch.manual_seed(0)
+    trainer: Any = object.__new__(MindTheGapTrainer)  # its constructor insists on CUDA under DDP
+    trainer.local_rank, trainer.is_ddp = rank, rank is not None
+    trainer.device, trainer.grad_scaler, trainer._bar = tiny.CPU, None, None
+    trainer.settings = {"mind_the_gap": MindTheGapSettings()}
+    trainer.label_manager = SimpleNamespace(has_regions=False)
+    trainer.network = LocallyMaskedUNet(TASK.unet())
+    trainer.runs_batches_apart = False
+    if rank == 1:  # what it begins with must not matter
+        for parameter in trainer.network.parameters():
+            nn.init.normal_(parameter)
+    critic = OutputCritic(TASK.heads, images.shape[2:])
+    trainer.auxiliary = nn.ModuleDict({"output_critic": critic})
+    if rank is not None:
+        trainer.network = OnCpu(trainer.network, [rank])  # nnU-Net's wrapper
+        trainer._wrap_for_ddp()
+    network = base.unwrap(trainer.network)
+    segmenter = [p for n, p in network.named_parameters() if not n.startswith("feature_critic")]
+    trainer.optimizer = torch.optim.SGD(segmenter, 0.1)
+    trainer.auxiliary_optimizers = {"critics": torch.optim.SGD(trainer._critic_parameters(), 0.1)}
+    trainer._unlabelled = iter([{"data": others}] * 2)
+    trainer.loss = lambda outputs, _: sum(output.square().mean() for output in outputs)
+    for _ in range(2):
+        trainer.train_step({"data": images, "target": images})
+    return [p.detach() for p in (*network.parameters(), *trainer.auxiliary.parameters())]
+
+
+def _rank(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+    setattr(base, "DistributedDataParallel", OnCpu)  # noqa: B010
+    setattr(mind_the_gap, "DistributedDataParallel", OnCpu)  # noqa: B010
+    images, others = (TASK.images(4, seed=seed).split(2)[rank] for seed in (0, 1))
+    weights = _after_two_steps(images, others, rank)
+    Path(folder, f"{rank}.pickle").write_bytes(pickle.dumps(weights))
+    trainer: Any = object.__new__(MindTheGapTrainer)
+    trainer.local_rank, trainer.is_ddp = rank, True
+    log = Path(folder, "order")
+    with trainer.first_rank_first():
+        if rank == 0:
+            time.sleep(0.5)
+        with log.open("a") as file:
+            file.write(str(rank))
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")
+def test_two_processes_equal_one_on_both_batches_and_the_first_one_works_first(
+    tmp_path: Path,
+) -> None:
+    mp.spawn(_rank, args=(str(tmp_path),), nprocs=2)
+    ranks = [pickle.loads((tmp_path / f"{rank}.pickle").read_bytes()) for rank in (0, 1)]
+    assert tiny.same(*ranks)
+    assert (tmp_path / "order").read_text() == "01"
+    expected = _after_two_steps(TASK.images(4, seed=0), TASK.images(4, seed=1))
+    torch.testing.assert_close(ranks[0], expected, atol=1e-5, rtol=1e-4)
