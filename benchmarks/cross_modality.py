@@ -14,6 +14,11 @@ Decathlon), deals its cases into a source half, unlabelled and test ones, and wr
   smooth bias field and noise: the pseudo-modality;
 - Dataset113_HippocampusPseudo: the unlabelled ones with labels, for the oracle, and the same test
   set.
+
+``python benchmarks/cross_modality.py local`` deals the same cases and writes
+
+- Dataset116_HippocampusLocal: in the target only the posterior part looks different, inverted and
+  with a coarse texture.
 """
 
 import argparse
@@ -40,6 +45,10 @@ BIAS_POINTS = 3
 UNLABELLED, TEST = 60, 41
 """Cases of the hippocampus in the pseudo-modality; the rest is source."""
 
+LOCAL_LABEL = 2
+TEXTURE = 0.15
+"""Of the class that looks different, over the range of intensities."""
+
 Cases = Mapping[str, Mapping[str, Any]]
 Write = Callable[[Path, Path], None]
 
@@ -62,10 +71,34 @@ def pseudo_modality(voxels: NDArray[Any], seed: int) -> NDArray[Any]:
 
 
 def write_pseudo(source: Path, target: Path) -> None:
-    """Write an image in the pseudo-modality; the seed depends on the name of the file alone."""
+    """Write an image in the pseudo-modality."""
     image = read_image(source)
-    seed = int.from_bytes(sha256(source.name.encode()).digest()[:8], "big")
-    image.save(pseudo_modality(image.voxels, seed), target)
+    image.save(pseudo_modality(image.voxels, seed_of(source)), target)
+
+
+def local_gap(voxels: NDArray[Any], inside: NDArray[np.bool_], seed: int) -> NDArray[Any]:
+    """Invert the voxels (C, *S) of one class (*S) within its own range and roughen them."""
+    random = np.random.default_rng(seed)
+    low, high = np.percentile(voxels, [0.5, 99.5])
+    noise = random.normal(0, TEXTURE * (high - low), voxels.shape)
+    changed = np.where(inside, low + high - voxels + noise, voxels)
+    if np.issubdtype(voxels.dtype, np.integer):
+        limits = np.iinfo(voxels.dtype)
+        changed = np.clip(np.rint(changed), limits.min, limits.max)
+    return changed.astype(voxels.dtype)
+
+
+def write_local(source: Path, target: Path) -> None:
+    """Write an image with another look of one class; labels lie where nnU-Net has them."""
+    image = read_image(source)
+    name = source.name.replace("_0000.", ".")
+    inside = read_image(source.parents[1] / "labelsTr" / name).voxels[0] == LOCAL_LABEL
+    image.save(local_gap(image.voxels, inside, seed_of(source)), target)
+
+
+def seed_of(file: Path) -> int:
+    """A seed that depends on the name of the file alone."""
+    return int.from_bytes(sha256(file.name.encode()).digest()[:8], "big")
 
 
 def write_halved(source: Path, target: Path) -> None:
@@ -149,8 +182,8 @@ def cardiac() -> None:
     write("Dataset114_CardiacLGE", raw, target, {}, {}, **halved)
 
 
-def hippocampus() -> None:
-    """Hippocampus: from the images as they are to a pseudo-modality of other subjects."""
+def deal() -> tuple[Path, Cases, Cases, Cases]:
+    """Raw data set of the hippocampus, and its cases as source, unlabelled and test."""
     raw = nnunet_folder(RAW) / "Dataset004_Hippocampus"
     cases = training_cases(raw)
     dealt = np.random.default_rng(0).permutation(sorted(cases))
@@ -158,14 +191,27 @@ def hippocampus() -> None:
         {str(case): cases[str(case)] for case in part}
         for part in np.split(dealt, [TEST, TEST + UNLABELLED])
     )
+    return raw, source, unlabelled, test
+
+
+def hippocampus() -> None:
+    """Hippocampus: from the images as they are to a pseudo-modality of other subjects."""
+    raw, source, unlabelled, test = deal()
     write("Dataset112_HippocampusToPseudo", raw, source, unlabelled, test, look=write_pseudo)
     pseudo = {"look": write_pseudo, "own": write_pseudo}
     write("Dataset113_HippocampusPseudo", raw, unlabelled, {}, test, **pseudo)
 
 
+def local() -> None:
+    """Hippocampus: one class looks different."""
+    raw, source, unlabelled, test = deal()
+    write("Dataset116_HippocampusLocal", raw, source, unlabelled, test, look=write_local)
+
+
 if __name__ == "__main__":
+    tasks = {task.__name__: task for task in (cardiac, hippocampus, local)}
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("task", choices=["cardiac", "hippocampus"])
-    {"cardiac": cardiac, "hippocampus": hippocampus}[parser.parse_args().task]()
+    parser.add_argument("task", choices=tasks)
+    tasks[parser.parse_args().task]()

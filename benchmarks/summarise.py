@@ -148,6 +148,7 @@ REPORTS = {
     "losses": named_rows,
     "estimators": named_rows,
     "images": named_rows,
+    "models": named_rows,
     "median_ms": startup_cost,
 }
 """What a record holds -> who reports it."""

@@ -193,6 +193,8 @@ class MindTheGapTrainer(ExtensionTrainer):
             infer_dataset_class(str(folder))(str(folder))
             for folder in (self.labelled_folder, unlabelled)
         )
+        if self.mind_the_gap.translator_iterations == 0:
+            return
         translated = translated_cases(
             [labelled_cases, self._unlabelled_cases],
             self.mind_the_gap,

@@ -14,7 +14,12 @@ class TranslatorSettings:
     """Settings of the translator. Defaults follow AD-GAN; the paper's length is not known."""
 
     translator_iterations: Annotated[
-        int, Field(ge=1, description="training steps; the rate decays in the second half")
+        int,
+        Field(
+            ge=0,
+            description="training steps, with a rate that decays in the second half; 0 takes "
+            "labelled images as they are",
+        ),
     ] = 20_000
     translator_batch: Annotated[
         int, Field(ge=1, description="slices of either domain in a training step")

@@ -112,6 +112,25 @@ def test_condseg_pictures_are_drawn_from_a_model_that_stays_as_it_is(
     assert {file: file.stat().st_mtime_ns for file in model.rglob("*")} == before
 
 
+@pytest.mark.parametrize("dim", [2, 3])
+def test_local_mask_says_whether_it_lies_on_what_looks_foreign(
+    dim: int,
+    make_world: Callable[..., tiny.World],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    contract.without_progress_plot(monkeypatch)
+    world = make_world(dim=dim)
+    trainer = world.trainer("MindTheGapTrainer", {"mind_the_gap": {"translator_iterations": 0}})
+    trainer.run_training()
+    raw, record = world.write_raw(), tmp_path / "record.json"
+    data = ["--images", raw / "imagesTr", "--labels", raw / "labelsTr", "--label", "2"]
+    run("local_mask.py", trainer.output_folder_base, *data, "--record", record)
+    (figures,) = json.loads(record.read_text())["models"].values()
+    assert all(0 <= figures[name] <= 1 for name in ("a within", "a outside"))
+    assert 0 <= figures["area under the curve"] <= 1
+
+
 def names_in(folder: Path) -> set[str]:
     return {path.name.removesuffix(".nii.gz").removesuffix("_0000") for path in folder.iterdir()}
 
@@ -165,6 +184,18 @@ def test_a_pseudo_modality_inverts_intensities_and_keeps_labels_and_subjects_apa
             for file in (raw / "imagesTr" / path.name, path)
         )
         assert np.corrcoef(before.ravel(), after.ravel())[0, 1] < -0.7
+    run("cross_modality.py", "local")
+    path = next((tmp_path / "Dataset116_HippocampusLocal" / "imagesUn").iterdir())
+    before, after, labels = (
+        sitk.GetArrayFromImage(sitk.ReadImage(file))
+        for file in (
+            raw / "imagesTr" / path.name,
+            path,
+            raw / "labelsTr" / path.name.replace("_0000", ""),
+        )
+    )
+    assert (before == after)[labels != 2].all()
+    assert (before != after)[labels == 2].mean() > 0.5
     label = next((folder / "labelsTs").iterdir())
     assert label.read_bytes() == (raw / "labelsTr" / label.name).read_bytes()
 

@@ -117,6 +117,13 @@ def test_labelled_images_are_read_in_target_looks(make_world: MakeWorld) -> None
     assert trainer.oversample_foreground_percent > 0
 
 
+def test_without_iterations_labelled_images_are_read_as_they_are(make_world: MakeWorld) -> None:
+    trainer = make(make_world(dim=2), translator_iterations=0)
+    assert Path(trainer.dataloader_train.data_loader._data.source_folder) == trainer.labelled_folder
+    assert not list(trainer.labelled_folder.parent.glob("*_translated_*"))
+    assert "local_alignment" in trainer.train_step(next(trainer.dataloader_train))["parts"]
+
+
 def test_labels_of_unlabelled_images_would_change_nothing(make_world: MakeWorld) -> None:
     results = []
     world = make_world(dim=2)
