@@ -63,11 +63,7 @@ def pseudo_modality(voxels: NDArray[Any], seed: int) -> NDArray[Any]:
     size = np.array(image.shape[1:])
     field = zoom(points, size / BIAS_POINTS, order=3, mode="nearest", grid_mode=True)
     image = image * field + random.normal(0, NOISE, image.shape)
-    scaled = low + (high - low) * image
-    if np.issubdtype(voxels.dtype, np.integer):
-        limits = np.iinfo(voxels.dtype)
-        scaled = np.clip(np.rint(scaled), limits.min, limits.max)
-    return scaled.astype(voxels.dtype)
+    return of_type(low + (high - low) * image, voxels.dtype)
 
 
 def write_pseudo(source: Path, target: Path) -> None:
@@ -81,11 +77,15 @@ def local_gap(voxels: NDArray[Any], inside: NDArray[np.bool_], seed: int) -> NDA
     random = np.random.default_rng(seed)
     low, high = np.percentile(voxels, [0.5, 99.5])
     noise = random.normal(0, TEXTURE * (high - low), voxels.shape)
-    changed = np.where(inside, low + high - voxels + noise, voxels)
-    if np.issubdtype(voxels.dtype, np.integer):
-        limits = np.iinfo(voxels.dtype)
-        changed = np.clip(np.rint(changed), limits.min, limits.max)
-    return changed.astype(voxels.dtype)
+    return of_type(np.where(inside, low + high - voxels + noise, voxels), voxels.dtype)
+
+
+def of_type(voxels: NDArray[np.floating[Any]], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Round and clip to what an integer type holds."""
+    if np.issubdtype(dtype, np.integer):
+        limits = np.iinfo(dtype)
+        voxels = np.clip(np.rint(voxels), limits.min, limits.max)
+    return voxels.astype(dtype)
 
 
 def write_local(source: Path, target: Path) -> None:

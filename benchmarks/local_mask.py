@@ -22,7 +22,7 @@ import record
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
+from scipy.stats import mannwhitneyu
 
 from nnunet_ext.networks.condseg_parts import resize
 
@@ -37,7 +37,8 @@ def gaps(network: Any, image: NDArray[Any], divisors: NDArray[Any]) -> NDArray[A
     padded = torch.nn.functional.pad(data, [p for n in reversed(padding) for p in (0, n)])
     features = network.encoder(padded)[network.stage]
     found = resize(network.score(features).tanh().abs(), padded.shape[2:])
-    found = found[(..., *(slice(n) for n in size))]
+    original: tuple[Any, ...] = (..., *map(slice, size))
+    found = found[original]
     return (found[:, 0] if is_2d else found[0, 0]).numpy()
 
 
@@ -62,8 +63,9 @@ def measure(model: Path, fold: str, images: Path, labels: Path, label: int) -> d
         inside = seg[0] == label
         if inside.any():
             a = gaps(network, data, divisors)
-            area = roc_auc_score(inside.ravel(), a.ravel())
-            rows.append((a[inside].mean(), a[~inside].mean(), area))
+            within, outside = a[inside], a[~inside]
+            area = mannwhitneyu(within, outside).statistic / (within.size * outside.size)
+            rows.append((within.mean(), outside.mean(), area))
     names = ("a within", "a outside", "area under the curve")
     means = zip(names, np.mean(rows, axis=0), strict=True)
     return {name: round(float(value), 3) for name, value in means}

@@ -18,6 +18,7 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from numpy.typing import NDArray
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 import nnunet_ext.trainers
 from nnunet_ext.domains import preprocessing
@@ -258,6 +259,13 @@ class World:
     @property
     def results(self) -> Path:
         return self.root / "results" / DATASET
+
+
+class OnCpu(DistributedDataParallel):
+    """DDP as nnU-Net asks for it, without the device that CPU tests lack."""
+
+    def __init__(self, module: nn.Module, device_ids: list[int], **kwargs: Any) -> None:
+        super().__init__(module, **kwargs)
 
 
 def ready(trainer: Any) -> Any:

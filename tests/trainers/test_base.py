@@ -18,7 +18,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from nnunet_ext.errors import CheckpointError, NonFiniteLossError, SettingsError
@@ -669,20 +668,13 @@ class Alternating(nn.Module):
         return out
 
 
-class OnCpu(DistributedDataParallel):
-    """DDP as nnU-Net asks for it, without the device that CPU tests lack."""
-
-    def __init__(self, module: nn.Module, device_ids: list[int], **kwargs: Any) -> None:
-        super().__init__(module, **kwargs)
-
-
 def _alternate(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
-    setattr(base, "DistributedDataParallel", OnCpu)  # noqa: B010
+    setattr(base, "DistributedDataParallel", tiny.OnCpu)  # noqa: B010
     torch.manual_seed(0)
     trainer = object.__new__(CateNormTrainer)  # its constructor insists on CUDA under DDP
     trainer.local_rank = rank
-    trainer.network = OnCpu(Alternating(), [rank])  # nnU-Net's wrapper
+    trainer.network = tiny.OnCpu(Alternating(), [rank])  # nnU-Net's wrapper
     trainer.auxiliary = nn.ModuleDict({"side": nn.Linear(1, 1)})
     trainer._wrap_for_ddp()
     torch.manual_seed(rank)  # from here on, ranks see different batches

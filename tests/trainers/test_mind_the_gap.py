@@ -14,7 +14,6 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch import multiprocessing as mp
-from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_ext.errors import UserError
 from nnunet_ext.networks import LocallyMaskedUNet, OutputCritic
@@ -272,13 +271,6 @@ def test_final_validation_predicts_translated_images(
 TASK = tiny.Task(dim=2)
 
 
-class OnCpu(DistributedDataParallel):
-    """DDP as nnU-Net asks for it, without the device that CPU tests lack."""
-
-    def __init__(self, module: nn.Module, device_ids: list[int], **kwargs: Any) -> None:
-        super().__init__(module, **kwargs)
-
-
 def _after_two_steps(images: Tensor, others: Tensor, rank: int | None = None) -> list[Tensor]:
     """Weights of network and critics after two steps; those of ranks differ at first."""
     torch.manual_seed(0)
@@ -295,7 +287,7 @@ def _after_two_steps(images: Tensor, others: Tensor, rank: int | None = None) ->
     critic = OutputCritic(TASK.heads, images.shape[2:])
     trainer.auxiliary = nn.ModuleDict({"output_critic": critic})
     if rank is not None:
-        trainer.network = OnCpu(trainer.network, [rank])  # nnU-Net's wrapper
+        trainer.network = tiny.OnCpu(trainer.network, [rank])  # nnU-Net's wrapper
         trainer._wrap_for_ddp()
     network = base.unwrap(trainer.network)
     segmenter = [p for n, p in network.named_parameters() if not n.startswith("feature_critic")]
@@ -311,8 +303,8 @@ def _after_two_steps(images: Tensor, others: Tensor, rank: int | None = None) ->
 def _rank(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
-    setattr(base, "DistributedDataParallel", OnCpu)  # noqa: B010
-    setattr(mind_the_gap, "DistributedDataParallel", OnCpu)  # noqa: B010
+    setattr(base, "DistributedDataParallel", tiny.OnCpu)  # noqa: B010
+    setattr(mind_the_gap, "DistributedDataParallel", tiny.OnCpu)  # noqa: B010
     images, others = (TASK.images(4, seed=seed).split(2)[rank] for seed in (0, 1))
     weights = _after_two_steps(images, others, rank)
     Path(folder, f"{rank}.pickle").write_bytes(pickle.dumps(weights))

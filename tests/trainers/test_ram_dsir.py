@@ -12,7 +12,6 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
-from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_ext.augmentation import amplitude_mixup
 from nnunet_ext.augmentation.amplitude_mixup import StyleBank, low_frequencies
@@ -501,13 +500,6 @@ def test_missing_domains_are_refused_before_training(
 TASK = tiny.Task(dim=2)
 
 
-class OnCpu(DistributedDataParallel):
-    """DDP as nnU-Net asks for it, without the device that CPU tests lack."""
-
-    def __init__(self, module: nn.Module, device_ids: list[int], **kwargs: Any) -> None:
-        super().__init__(module, **kwargs)
-
-
 def _gradients(
     images: Tensor, domains: list[int], apart: bool, rank: int | None = None
 ) -> list[Any]:
@@ -521,7 +513,7 @@ def _gradients(
     trainer.network = unet
     trainer.auxiliary = nn.ModuleDict({"restoration": decoder})
     if rank is not None:
-        trainer.network = OnCpu(unet, [rank])  # nnU-Net's wrapper
+        trainer.network = tiny.OnCpu(unet, [rank])  # nnU-Net's wrapper
         trainer._wrap_for_ddp()
     trainer.runs_batches_apart = apart
     trainer._restoration, trainer._errors = RestorationLoss(), torch.zeros(2, 2)
@@ -541,7 +533,7 @@ def _gradients(
 def _rank(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
-    setattr(base, "DistributedDataParallel", OnCpu)  # noqa: B010
+    setattr(base, "DistributedDataParallel", tiny.OnCpu)  # noqa: B010
     images = TASK.images(4).split(2)[rank]
     gradients = [_gradients(images, [0, 1], apart, rank) for apart in (False, True)]
     Path(folder, f"{rank}.pickle").write_bytes(pickle.dumps(gradients))
