@@ -44,8 +44,8 @@ class TopKSigmaSettings:
         Field(
             gt=0,
             le=1,
-            description="share of the hardest images kept; default 0.5, in 3D with batches "
-            f"below {SMALL_BATCH} 1",
+            description="share of the hardest images kept; default 0.5, but 1 with auto, and in "
+            f"3D with batches below {SMALL_BATCH}",
         ),
     ] = None
     tau: Annotated[
@@ -101,9 +101,10 @@ class TopKSigmaMixin(ExtensionTrainer):
     @property
     def target_top_fraction(self) -> float:
         """Share of images at full strength."""
-        configuration = self.configuration_manager
+        settings, configuration = self.topk_sigma, self.configuration_manager
         few = len(configuration.patch_size) == 3 and configuration.batch_size < SMALL_BATCH
-        return self.topk_sigma.top_fraction or (1.0 if few else 0.5)
+        # "auto" changes nothing without evidence, and of hard images it looks for none
+        return settings.top_fraction or (1.0 if few or settings.sigma == AUTO else 0.5)
 
     @property
     def strength(self) -> float:

@@ -158,11 +158,20 @@ class TestDefaults:
         trainer.configuration_manager.configuration["batch_size"] = batch_size
         assert trainer.target_top_fraction == expected
 
+    @pytest.mark.parametrize("sigma", [0.1, "auto"])
     def test_a_chosen_share_of_images_is_kept_also_in_small_batches(
-        self, make_world: MakeWorld
+        self, make_world: MakeWorld, sigma: Any
     ) -> None:
-        settings = {"topk_sigma": {"top_fraction": 0.25}}
+        settings = {"topk_sigma": {"top_fraction": 0.25, "sigma": sigma}}
         assert make_world().trainer("TopKSigmaTrainer", settings).target_top_fraction == 0.25
+
+    def test_auto_without_evidence_trains_as_stock_nnunet(self, make_world: MakeWorld) -> None:
+        world = make_world(dim=2)
+        weights = []
+        for trainer in (world.trainer(), world.trainer("TopKSigmaTrainer", at_once(sigma="auto"))):
+            tiny.ready(trainer).train_step(tiny.batch_for(trainer, world.task))
+            weights.append(trainer.network.state_dict())
+        assert tiny.same(*weights)
 
     def test_all_settings_reach_the_loss(self, make_world: MakeWorld) -> None:
         chosen = {
