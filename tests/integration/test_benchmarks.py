@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 from matplotlib.pyplot import imread
+from skimage.io import imread as imread_8bit
+from skimage.io import imsave
 
 from nnunet_ext.benchmark import spec
 from tests import contract, tiny
@@ -198,6 +200,29 @@ def test_a_pseudo_modality_inverts_intensities_and_keeps_labels_and_subjects_apa
     assert (before != after)[labels == 2].mean() > 0.5
     label = next((folder / "labelsTs").iterdir())
     assert label.read_bytes() == (raw / "labelsTr" / label.name).read_bytes()
+
+
+def test_retinas_are_halved_and_keep_their_domains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path))
+    domains = {"a": "A"}
+    raw = write_raw(tmp_path / "Dataset101_RetinaVessels", ["a"], ending=".png", domains=domains)
+    image = np.zeros((5, 6, 3), np.uint8)
+    image[2:4, 2:4] = [[[10], [20]], [[30], [40]]]
+    imsave(raw / "imagesTr" / "a_0000.png", image, check_contrast=False)
+    label = np.zeros((5, 6), np.uint8)
+    label[2:4, 2] = label[0, 0] = 1
+    imsave(raw / "labelsTr" / "a.png", label, check_contrast=False)
+    described = json.loads((raw / "dataset.json").read_text()) | {"numTraining": 1}
+    (raw / "dataset.json").write_text(json.dumps(described))
+    run("half_retina.py")
+    half = tmp_path / "Dataset131_RetinaHalf"
+    small = imread_8bit(half / "imagesTr" / "a_0000.png")
+    assert small.shape == (2, 3, 3)
+    assert small[1, 1].tolist() == [25, 25, 25]
+    assert imread_8bit(half / "labelsTr" / "a.png").tolist() == [[0, 0, 0], [0, 1, 0]]
+    assert json.loads((half / "dataset.json").read_text())["domains"] == domains
 
 
 def test_startup_cost_prints_the_difference_to_a_bare_interpreter() -> None:
