@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
     from nnunet_ext.benchmark.statistics import Interval
 
-HEADS = {"dice": "Dice", "nsd": "NSD", "hd95": "HD95", "assd": "ASSD"}
-DECIMALS = {"dice": 3, "nsd": 3, "hd95": 2, "assd": 2}
 FEWEST_CASES = 5
 """With fewer, intervals say little."""
 
@@ -48,6 +46,7 @@ def evaluate_target(
     """
     from rich.console import Console
 
+    from nnunet_ext.benchmark.analysis import METRICS
     from nnunet_ext.console import print_plain, print_table
     from nnunet_ext.domains import target
 
@@ -55,7 +54,7 @@ def evaluate_target(
     found = target.find(predictions, labels)
     written = predictions / target.SCORES_FILE
     scores = target.score(found, written)
-    heading = ("label", "cases", *HEADS.values())
+    heading = ("label", "cases", *(metric.name for metric in METRICS))
     print_table(console, heading, [_row(label, part) for label, part in _groups(scores).items()])
     _name_unscored(console, "without a label", found.predictions, found.scored)
     _name_unscored(console, "with a label, but not predicted", found.truths, found.scored)
@@ -70,16 +69,15 @@ def _groups(scores: "pd.DataFrame") -> "dict[str, pd.DataFrame]":
 
 
 def _row(label: str, scores: "pd.DataFrame") -> tuple[str, ...]:
+    from nnunet_ext.benchmark.analysis import DICE, METRICS
     from nnunet_ext.benchmark.statistics import bootstrap_mean
 
-    cases = scores.groupby("case")[list(HEADS)].mean()
-    intervals = {name: bootstrap_mean(cases[name].to_numpy(float)) for name in HEADS}
-    counted = cases["dice"].count()
-    return (
-        label,
-        str(counted),
-        *(_shown(interval, DECIMALS[name]) for name, interval in intervals.items()),
+    cases = scores.groupby("case")[[metric.key for metric in METRICS]].mean()
+    shown = (
+        _shown(bootstrap_mean(cases[metric.key].to_numpy(float)), metric.decimals)
+        for metric in METRICS
     )
+    return label, str(cases[DICE.key].count()), *shown
 
 
 def _shown(interval: "Interval", decimals: int) -> str:

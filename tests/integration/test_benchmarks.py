@@ -34,6 +34,15 @@ def run(script: str, *arguments: str | Path) -> str:
     return outcome.stdout
 
 
+def size_of_picture(script: str, model: Path, folder: Path) -> tuple[int, int]:
+    """Have a script draw a model, which must stay as it is."""
+    before = {file: file.stat().st_mtime_ns for file in model.rglob("*")}
+    run(script, model, "--out", folder / "docs" / "picture.png")
+    assert {file: file.stat().st_mtime_ns for file in model.rglob("*")} == before
+    height, width, _ = imread(folder / "docs" / "picture.png").shape
+    return height, width
+
+
 def test_step_cost_compares_arms_with_settings_and_names_its_circumstances(
     make_world: Callable[..., tiny.World], tmp_path: Path
 ) -> None:
@@ -88,12 +97,10 @@ def test_ram_dsir_pictures_are_drawn_from_a_model_that_stays_as_it_is(
     contract.without_progress_plot(monkeypatch)
     trainer = make_world(**kind, domains=tiny.TWO_SITES).trainer("RAMDSIRTrainer")
     trainer.run_training()
-    model = Path(trainer.output_folder_base)
-    before = {file: file.stat().st_mtime_ns for file in model.rglob("*")}
-    run("ram_dsir_pictures.py", model, "--out", tmp_path / "docs" / "picture.png")
-    height, width, _ = imread(tmp_path / "docs" / "picture.png").shape
+    height, width = size_of_picture(
+        "ram_dsir_pictures.py", Path(trainer.output_folder_base), tmp_path
+    )
     assert (height, width) == (3 * 288, 4 * 288)
-    assert {file: file.stat().st_mtime_ns for file in model.rglob("*")} == before
 
 
 @pytest.mark.parametrize("kind", [{"dim": 2, "channels": 3}, {"dim": 3}])
@@ -106,12 +113,10 @@ def test_condseg_pictures_are_drawn_from_a_model_that_stays_as_it_is(
     contract.without_progress_plot(monkeypatch)
     trainer = make_world(**kind).trainer("ConDSegTrainer", {"condseg": {"consistency": "off"}})
     trainer.run_training()
-    model = Path(trainer.output_folder_base)
-    before = {file: file.stat().st_mtime_ns for file in model.rglob("*")}
-    run("condseg_pictures.py", model, "--out", tmp_path / "docs" / "picture.png")
-    height, width, _ = imread(tmp_path / "docs" / "picture.png").shape
+    height, width = size_of_picture(
+        "condseg_pictures.py", Path(trainer.output_folder_base), tmp_path
+    )
     assert (height, width) == (2 * 288, 4 * 288)  # one held-out case, and the curve
-    assert {file: file.stat().st_mtime_ns for file in model.rglob("*")} == before
 
 
 @pytest.mark.parametrize("dim", [2, 3])
