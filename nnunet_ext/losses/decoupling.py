@@ -2,11 +2,13 @@
 
 Paper: Lei et al., ConDSeg, AAAI 2025, arXiv 2412.08345. Its body was not available to us; the
 losses follow the authors' published implementation except where it works against itself: no
-sigmoid is applied twice, the complementary loss sees logits, area weights are those of a mean
-area, clamped and without gradient, and the background is the complement of the augmented
-foreground. Several classes, regions and ignored voxels are our extension.
+sigmoid is applied twice, the complementary loss sees logits, of which the uncertain one is
+bounded, area weights are those of a mean area, clamped and without gradient, and the background
+is the complement of the augmented foreground. Several classes, regions and ignored voxels are our
+extension.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -15,6 +17,8 @@ from torch import Tensor, nn
 
 SMOOTH = 1.0
 """Added to numerator and denominator of the soft Dice."""
+CERTAIN = 0.75
+"""A voxel can be called uncertain while neither foreground nor background is surer than this."""
 
 
 class AnyForeground(NamedTuple):
@@ -58,6 +62,26 @@ def area_weight(area: Tensor, max_weight: float) -> Tensor:
     without foreground do not make the weight explode.
     """
     return (1 / torch.tanh(area.detach())).clamp(1, max_weight)
+
+
+def region_probabilities(maps: Tensor) -> Tensor:
+    """Share the certainty of each position among the three regions.
+
+    A softmax over logits, of which the uncertain one is bounded to that of ``CERTAIN``. Without
+    bound nothing keeps this map, which has no target, from claiming easy background, too: it then
+    excludes the others there at no cost. Foreground and background have targets, outgrow the bound
+    wherever they are sure, and leave the rest to the uncertain region.
+
+    Args:
+        maps: Logits of foreground, background and uncertain region (B, 3, *S).
+
+    Returns:
+        Probabilities of the same shape, in float32, adding up to 1.
+    """
+    foreground, background, uncertain = maps.float().split(1, dim=1)
+    bound = math.log(CERTAIN / (1 - CERTAIN))
+    uncertain = bound * torch.tanh(uncertain / bound)
+    return torch.cat([foreground, background, uncertain], dim=1).softmax(dim=1)
 
 
 def complementary_loss(probabilities: Tensor) -> Tensor:
@@ -145,7 +169,7 @@ class SemanticDecouplingLoss(nn.Module):
             # of the valid part of each element; ignored voxels are 0 in both
             wanted = wanted / weights.clamp_min(torch.finfo(weights.dtype).tiny)
         logits_fg, logits_bg, _ = maps.split(1, dim=1)
-        probabilities = maps.softmax(dim=1)
+        probabilities = region_probabilities(maps)
         total = weights.sum().clamp_min(1)
         return DecouplingLosses(
             mask_loss(logits_fg, wanted, weights),

@@ -93,8 +93,8 @@ class ConDSegTrainer(ExtensionTrainer):
 
     Deviations from the authors' implementation: nnU-Net's optimiser, schedule and augmentation;
     nnU-Net's loss instead of the mask loss for the segmentation; no deep supervision, which the
-    method lacks; the losses of the first phase are averaged over views; the area weights keep
-    their ratio but add up to two, because SGD, unlike Adam, minds the size of a loss.
+    method lacks; the losses of the first phase are averaged over views; those of the three maps
+    keep their ratios but are scaled, because SGD, unlike Adam, minds the size of a loss.
     """
 
     purpose: ClassVar[str] = "soft boundaries, low contrast, misleading co-occurrence"
@@ -235,7 +235,7 @@ class ConDSegTrainer(ExtensionTrainer):
             "segmentation": self.loss(answer.logits, target),
             "foreground": scale * parts.foreground_weight * parts.foreground,
             "background": scale * parts.background_weight * parts.background,
-            "complementary": parts.complementary,
+            "complementary": scale * parts.complementary,
         }
 
     def _encoder_logits(self, data: Tensor) -> Tensor:

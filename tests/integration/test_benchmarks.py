@@ -34,10 +34,10 @@ def run(script: str, *arguments: str | Path) -> str:
     return outcome.stdout
 
 
-def size_of_picture(script: str, model: Path, folder: Path) -> tuple[int, int]:
+def size_of_picture(script: str, model: Path, folder: Path, *more: str | Path) -> tuple[int, int]:
     """Have a script draw a model, which must stay as it is."""
     before = {file: file.stat().st_mtime_ns for file in model.rglob("*")}
-    run(script, model, "--out", folder / "docs" / "picture.png")
+    run(script, model, "--out", folder / "docs" / "picture.png", *more)
     assert {file: file.stat().st_mtime_ns for file in model.rglob("*")} == before
     height, width, _ = imread(folder / "docs" / "picture.png").shape
     return height, width
@@ -104,7 +104,7 @@ def test_ram_dsir_pictures_are_drawn_from_a_model_that_stays_as_it_is(
 
 
 @pytest.mark.parametrize("kind", [{"dim": 2, "channels": 3}, {"dim": 3}])
-def test_condseg_pictures_are_drawn_from_a_model_that_stays_as_it_is(
+def test_condseg_regions_are_drawn_and_measured_from_a_model_that_stays_as_it_is(
     kind: dict[str, Any],
     make_world: Callable[..., tiny.World],
     monkeypatch: pytest.MonkeyPatch,
@@ -113,10 +113,16 @@ def test_condseg_pictures_are_drawn_from_a_model_that_stays_as_it_is(
     contract.without_progress_plot(monkeypatch)
     trainer = make_world(**kind).trainer("ConDSegTrainer", {"condseg": {"consistency": "off"}})
     trainer.run_training()
+    record = tmp_path / "record.json"
     height, width = size_of_picture(
-        "condseg_pictures.py", Path(trainer.output_folder_base), tmp_path
+        "condseg_regions.py", Path(trainer.output_folder_base), tmp_path, "--record", record
     )
     assert (height, width) == (2 * 288, 4 * 288)  # one held-out case, and the curve
+    (figures,) = json.loads(record.read_text())["models"].values()
+    near, elsewhere = figures["uncertain near the border"], figures["elsewhere"]
+    assert 0 < near < 1
+    assert figures["ratio"] == pytest.approx(near / elsewhere, rel=0.01)
+    assert 0 <= figures["Dice, guides exchanged"] <= 1
 
 
 @pytest.mark.parametrize("dim", [2, 3])

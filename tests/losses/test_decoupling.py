@@ -14,9 +14,11 @@ from nnunet_ext.losses.decoupling import (
     area_weight,
     complementary_loss,
     mask_loss,
+    region_probabilities,
 )
 
 IGNORE = 3
+BACKGROUND, UNCERTAIN = 1, 2
 
 
 @pytest.fixture(autouse=True)
@@ -82,6 +84,38 @@ class TestComplementaryLoss:
         assert complementary_loss(torch.sigmoid(certain).softmax(1)) > 0.28
         target = AnyForeground(torch.ones(1, 1, 1, 1), None)
         assert SemanticDecouplingLoss()(certain, target).complementary < 1e-6
+
+
+class TestRegionProbabilities:
+    def test_add_up_to_one_and_are_float32(self) -> None:
+        probabilities = region_probabilities(100 * torch.randn(2, 3, 4, 4, 4).half())
+        assert probabilities.dtype == torch.float32
+        torch.testing.assert_close(probabilities.sum(1), torch.ones(2, 4, 4, 4))
+
+    @pytest.mark.parametrize(
+        ("sure", "region"), [(0.5, UNCERTAIN), (0.7, UNCERTAIN), (0.8, BACKGROUND)]
+    )
+    def test_uncertain_is_what_neither_foreground_nor_background_is_sure_of(
+        self, sure: float, region: int
+    ) -> None:
+        logit = torch.logit(torch.tensor(sure))
+        maps = torch.stack([-logit, logit, torch.tensor(1e3)]).view(1, 3, 1)
+        assert int(region_probabilities(maps).argmax(1)) == region
+
+    def test_an_uncertain_map_that_claims_everything_loses_what_the_others_learn(self) -> None:
+        """Without the bound it would keep all, because excluding the others costs it nothing."""
+        labels = torch.zeros(1, 1, 8, 9)
+        labels[..., 3:6] = 0.5
+        labels[..., 6:] = 1
+        target = AnyForeground(labels, None)
+        maps = torch.tensor([0.0, 0.0, 3.0]).view(1, 3, 1, 1).repeat(1, 1, 8, 9).requires_grad_()
+        optimizer = torch.optim.Adam([maps], lr=0.05)
+        for _ in range(200):
+            optimizer.zero_grad()
+            SemanticDecouplingLoss()(maps, target).total.backward()
+            optimizer.step()
+        uncertain = region_probabilities(maps.detach())[0, 2].mean(0)
+        assert uncertain[3:6].min() > 3 * uncertain[[*range(3), *range(6, 9)]].max()
 
 
 class TestAreaWeight:
