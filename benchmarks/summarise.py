@@ -149,6 +149,7 @@ REPORTS = {
     "estimators": named_rows,
     "images": named_rows,
     "models": named_rows,
+    "recovered": named_rows,
     "median_ms": startup_cost,
 }
 """What a record holds -> who reports it."""

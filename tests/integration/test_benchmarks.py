@@ -144,6 +144,35 @@ def test_local_mask_says_whether_it_lies_on_what_looks_foreign(
     assert 0 <= figures["area under the curve"] <= 1
 
 
+def write_scores(folder: Path, arms: dict[str, float], evaluation: str) -> Path:
+    """Scores of four subjects in two seeds, as they are recorded."""
+    folder.mkdir()
+    (folder / "benchmark.json").write_text(json.dumps({"arms": {arm: {} for arm in arms}}))
+    rows = [
+        f"{arm},0,{seed},{evaluation},{case},{case},1,{dice + 0.01 * i},{10 * (1 - dice)}"
+        for arm, dice in arms.items()
+        for seed in range(2)
+        for i, case in enumerate(("a_1", "a_2", "b_1", "b_2"))
+    ]
+    header = "arm,fold,seed,evaluation,case,subject,label,dice,assd"
+    (folder / "scores.csv").write_text("\n".join([header, *rows]))
+    return folder
+
+
+def test_gap_recovered_is_the_share_of_what_target_labels_would_give(tmp_path: Path) -> None:
+    adapted = write_scores(tmp_path / "adapted", {"source": 0.4, "full": 0.7}, "test")
+    oracle = write_scores(tmp_path / "oracle", {"labels": 0.8}, "clean")
+    record = tmp_path / "record.json"
+    run("gap_recovered.py", adapted, oracle, "--cases", "a_.*", "--record", record)
+    rows = json.loads(record.read_text())["recovered"]
+    assert list(rows) == ["source", "full", "oracle"]
+    assert rows["full"]["subjects"] == 2
+    assert rows["full"]["Dice"] == pytest.approx(0.705)
+    assert rows["full"]["recovered of Dice"] == "75% [75%, 75%]"
+    assert rows["full"]["recovered of ASSD"] == "75% [75%, 75%]"
+    assert rows["source"]["recovered of Dice"] == ""
+
+
 def names_in(folder: Path) -> set[str]:
     return {path.name.removesuffix(".nii.gz").removesuffix("_0000") for path in folder.iterdir()}
 
