@@ -150,6 +150,7 @@ REPORTS = {
     "images": named_rows,
     "models": named_rows,
     "recovered": named_rows,
+    "translators": named_rows,
     "median_ms": startup_cost,
 }
 """What a record holds -> who reports it."""

@@ -144,6 +144,19 @@ def test_local_mask_says_whether_it_lies_on_what_looks_foreign(
     assert 0 <= figures["area under the curve"] <= 1
 
 
+@pytest.mark.parametrize("size", [("32", "32"), ("24", "24", "24")])
+def test_translator_cost_counts_images_of_both_domains(
+    size: tuple[str, ...], tmp_path: Path
+) -> None:
+    record = tmp_path / "record.json"
+    setting = '{"translator_batch": 2, "translator_filters": 2, "translator_blocks": 1}'
+    options = ["--setting", setting, "--steps", "2", "--record", record]
+    run("translator_cost.py", "--size", *size, *options)
+    row = json.loads(record.read_text())["translators"][setting]
+    assert row["images per step"] == 4
+    assert row["images per second"] == pytest.approx(4 / row["seconds per step"], rel=0.02)
+
+
 def write_scores(folder: Path, arms: dict[str, float], evaluation: str) -> Path:
     """Scores of four subjects in two seeds, as they are recorded."""
     folder.mkdir()
