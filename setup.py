@@ -18,6 +18,7 @@ class BuildWithStartup(build_py):
     """
 
     def run(self) -> None:
+        """Build as usual, then copy the file where this kind of installation needs it."""
         super().run()
         if self.editable_mode:
             root = Path(self.get_finalized_command("install").install_lib)

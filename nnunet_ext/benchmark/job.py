@@ -45,6 +45,7 @@ class RunCell:
     gpu: str | None = None
 
     def __call__(self) -> None:
+        """Train and evaluate the cell."""
         with commands.termination_interrupts():
             Job(Layout(self.root), self.cell, self.device, self.gpu).run()
 

@@ -99,6 +99,7 @@ def configure(
 
 
 def parse(assignment: str) -> tuple[list[str], Any]:
+    """Take ``KEY=VALUE`` apart: the path of the setting, and its value read as JSON if it is."""
     key, equals, text = assignment.partition("=")
     path = key.strip().split(".")
     if not equals or not all(path):
@@ -194,6 +195,7 @@ def _kept(plans_file: PlansFile, name: str) -> Configuration:
 
 
 def put(settings: Any, path: list[str], value: Any, where: str) -> None:
+    """Set a value deep in nested settings; ``where`` is named if something is in the way."""
     for depth, key in enumerate(path[:-1]):
         if isinstance(settings, dict):
             settings = settings.setdefault(key, {})

@@ -159,6 +159,7 @@ class TopKSigmaLoss(nn.Module):
         return self.sigma > 0 or self.top_fraction < 1
 
     def extra_repr(self) -> str:
+        """Settings, as PyTorch prints them."""
         return (
             f"sigma={self.sigma}, top_fraction={self.top_fraction}, "
             f"smoothing={self.smoothing!r}, tau={self.tau}, scope={self.scope!r}"

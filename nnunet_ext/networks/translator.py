@@ -196,6 +196,7 @@ class ImageDecoder(_Styled):
         _initialise(self)
 
     def forward(self, x: Tensor, domain: Tensor) -> Tensor:
+        """Decode content."""
         return torch.tanh(self.image(super().forward(x, domain)))
 
 

@@ -58,6 +58,7 @@ class ExtensionPlanner(ExperimentPlanner):
         return int(network.compute_conv_feature_map_size(patch_size))
 
     def generate_data_identifier(self, configuration_name: str) -> str:
+        """Share preprocessed data with the stock planner where they are the same."""
         # nnU-Net's residual-encoder planners do the same: these two configurations are
         # preprocessed as by the stock planner, so the data are shared
         if self.overwrite_target_spacing is None and configuration_name in ("2d", "3d_fullres"):

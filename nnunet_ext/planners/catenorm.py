@@ -23,6 +23,7 @@ class CateNormPlanner(ExtensionPlanner):
     def trained_network(
         unet: nn.Module, output_channels: int, patch_size: Sequence[int]
     ) -> nn.Module:
+        """Wrap the planned U-Net, so that the second pass counts."""
         return CateNormUNet(unet, output_channels)
 
 

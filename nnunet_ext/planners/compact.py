@@ -28,6 +28,7 @@ class CompactPlanner(ExtensionPlanner):
         self.UNet_max_features_3d = MAX_FEATURES
 
     def get_plans_for_configuration(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Plan as nnU-Net does, with a smaller batch."""
         plan: dict[str, Any] = super().get_plans_for_configuration(*args, **kwargs)
         limit = MAX_BATCH_SIZE_2D if len(plan["patch_size"]) == 2 else MAX_BATCH_SIZE_3D
         plan["batch_size"] = min(plan["batch_size"], limit)

@@ -27,6 +27,7 @@ class ConDSegPlanner(ExtensionPlanner):
     def trained_network(
         unet: nn.Module, output_channels: int, patch_size: Sequence[int]
     ) -> nn.Module:
+        """Give the planned encoder the decoder whose memory counts."""
         return ConDSegNet(unet, output_channels, patch_size)
 
 

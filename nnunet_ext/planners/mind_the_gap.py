@@ -23,6 +23,7 @@ class MindTheGapPlanner(ExtensionPlanner):
     def trained_network(
         unet: nn.Module, output_channels: int, patch_size: Sequence[int]
     ) -> nn.Module:
+        """Wrap the planned U-Net, so that batches of two domains count."""
         return LocallyMaskedUNet(unet)
 
 

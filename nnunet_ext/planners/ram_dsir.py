@@ -39,6 +39,7 @@ class RAMDSIRPlanner(ExtensionPlanner):
     def trained_network(
         unet: nn.Module, output_channels: int, patch_size: Sequence[int]
     ) -> nn.Module:
+        """Wrap the planned U-Net, so that two views and the restoration count."""
         return _TwoViews(unet)
 
 

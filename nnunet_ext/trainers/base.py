@@ -177,6 +177,7 @@ class ExtensionTrainer(nnUNetTrainer):
     # ------------------------------------------------------------------------------ life cycle
 
     def initialize(self) -> None:
+        """Build network, optimisers and loss from the seed; wrap and compile auxiliary networks."""
         self._seed(0)
         super().initialize()
         has_batch_statistics = any(isinstance(m, _BatchNorm) for m in self.network.modules())
@@ -225,6 +226,7 @@ class ExtensionTrainer(nnUNetTrainer):
             self.auxiliary[name] = DistributedDataParallel(module, device_ids=[self.local_rank])
 
     def on_train_start(self) -> None:
+        """Log the settings in force, too."""
         super().on_train_start()
         self.print_to_log_file(
             "\nThese are the nnunet_ext settings of this training:\n",
@@ -234,6 +236,7 @@ class ExtensionTrainer(nnUNetTrainer):
         )
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:
+        """Leave out mirroring in prediction if the settings say so."""
         configured: tuple[Any, ...] = (
             super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         )
@@ -242,6 +245,11 @@ class ExtensionTrainer(nnUNetTrainer):
         return configured
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
+        """Refuse data without the domains that this training needs; weigh cases by domain.
+
+        Raises:
+            UserError: If training cases lack a domain, or have too few.
+        """
         training, held_out = super().get_tr_and_val_datasets()
         evenly = self.training_settings.sampling == "domains"
         if self.requires_domains or evenly:
@@ -259,6 +267,7 @@ class ExtensionTrainer(nnUNetTrainer):
         return training, held_out
 
     def get_dataloaders(self) -> tuple[Any, Any]:
+        """Let loaders draw by domain, and equal seeds give equal batches."""
         with sampling.probabilities_respected():
             loaders = super().get_dataloaders()
         if self.training_settings.seed is not None and isinstance(
@@ -272,6 +281,7 @@ class ExtensionTrainer(nnUNetTrainer):
         return loaders
 
     def on_train_epoch_start(self) -> None:
+        """Set learning rates by group, and draw from the epoch's own seed."""
         super().on_train_epoch_start()
         for group in self.optimizer.param_groups:
             group["lr"] *= group.get(LR_FACTOR, 1)
@@ -355,6 +365,7 @@ class ExtensionTrainer(nnUNetTrainer):
             )
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
+        """Record the mean of each part of the loss."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
@@ -367,6 +378,7 @@ class ExtensionTrainer(nnUNetTrainer):
             self.record(name, float(np.mean([part[name] for part in parts if name in part])))
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Count voxels by domain, too, if there are domains."""
         if not self.domains:
             scores: dict[str, Any] = super().validation_step(batch)
             return scores
@@ -387,6 +399,7 @@ class ExtensionTrainer(nnUNetTrainer):
             self.network = network
 
     def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
+        """Record the pseudo-Dice of each domain."""
         counts = [count for output in val_outputs for count in output.pop("counts", ())]
         super().on_validation_epoch_end(val_outputs)
         counts = [count for rank in self.gather(counts) for count in rank]
@@ -404,6 +417,7 @@ class ExtensionTrainer(nnUNetTrainer):
         self.logger.get_value("ema_fg_dice", step=None)[-1] = latest
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """Score held-out cases by domain, too."""
         super().perform_actual_validation(save_probabilities)
         folder = Path(self.output_folder, "validation")
         # some of nnU-Net's trainers, made for measuring speed, do not validate
@@ -421,6 +435,7 @@ class ExtensionTrainer(nnUNetTrainer):
         self._figures[name] = value
 
     def on_epoch_end(self) -> None:
+        """Log what was recorded, then write ``losses.csv`` and its plot."""
         self.print_to_log_file(*(f"{name} {value:.4f} " for name, value in self._figures.items()))
         self.history.add(self.current_epoch, self._figures)
         for logger in self.logger.loggers:
@@ -435,6 +450,7 @@ class ExtensionTrainer(nnUNetTrainer):
     # ----------------------------------------------------------------------------- checkpoints
 
     def save_checkpoint(self, filename: str) -> None:
+        """Save what nnU-Net saves and, under a key of our own, what a recipe needs to go on."""
         buffer = io.BytesIO()
         super().save_checkpoint(buffer)  # nnU-Net decides what is saved, and whether
         if buffer.tell():
@@ -445,6 +461,11 @@ class ExtensionTrainer(nnUNetTrainer):
             checkpoints.write(checkpoint, filename)
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
+        """Load a checkpoint of ours or of stock nnU-Net.
+
+        Raises:
+            CheckpointError: If it cannot be read, or was made with other settings.
+        """
         state = checkpoints.read(filename_or_checkpoint).get(checkpoints.EXTENSION_KEY)
         if state is not None:
             current = {method: decisive(settings) for method, settings in self.settings.items()}

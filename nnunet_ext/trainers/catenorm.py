@@ -137,10 +137,12 @@ class CateNormTrainer(ExtensionTrainer):
         return network
 
     def initialize(self) -> None:
+        """Tell the network whether its outputs are classes or regions."""
         super().initialize()
         self._unet.use_regions(self.label_manager.has_regions)
 
     def on_train_epoch_start(self) -> None:
+        """Switch the second pass on once the plain phase is over."""
         if self.current_epoch >= self.plain_epochs and not self._unet.active:
             self._unet.activate(self.catenorm.initialisation)
             self._best_ema = None  # of the plain phase; its network is not the one we train now
@@ -163,6 +165,7 @@ class CateNormTrainer(ExtensionTrainer):
             yield {SECOND_PASS: self.loss(second, target)}
 
     def on_validation_epoch_start(self) -> None:
+        """Prepare for scores of the first pass."""
         super().on_validation_epoch_start()
         self._first_pass_scores: list[dict[str, Any]] = []
 
@@ -184,6 +187,7 @@ class CateNormTrainer(ExtensionTrainer):
         return scores
 
     def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
+        """Record the Dice of either pass."""
         super().on_validation_epoch_end(val_outputs)
         if self._unet.active:
             second_pass_dice = float(self.logger.get_value("mean_fg_dice", step=-1))

@@ -191,6 +191,7 @@ class ConDSegTrainer(ExtensionTrainer):
     # ----------------------------------------------------------------------------------- phases
 
     def on_train_epoch_start(self) -> None:
+        """Change phase where its epoch has come."""
         encoder = self.optimizer.param_groups[-1]
         trained = self.first_phase_epochs and not self.in_first_phase
         encoder[LR_FACTOR] = self.condseg.encoder_lr_factor if trained else 1
@@ -261,12 +262,14 @@ class ConDSegTrainer(ExtensionTrainer):
         return torch.cat([view, others], dim=1)
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
+        """Record how much is uncertain."""
         super().on_train_epoch_end(train_outputs)
         if self._uncertain:
             shares = self.gather(float(torch.stack(self._uncertain).mean()))
             self.record("uncertain_share", sum(shares) / len(shares))
 
     def on_validation_epoch_start(self) -> None:
+        """Put the light head into evaluation mode, too."""
         super().on_validation_epoch_start()
         self.auxiliary.eval()
 
@@ -282,6 +285,7 @@ class ConDSegTrainer(ExtensionTrainer):
         return scores
 
     def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
+        """Let the second phase have an average of its own."""
         super().on_validation_epoch_end(val_outputs)
         if self.current_epoch == self.first_phase_epochs:
             self.restart_average()

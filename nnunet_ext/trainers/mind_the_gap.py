@@ -162,6 +162,7 @@ class MindTheGapTrainer(ExtensionTrainer):
     # ---------------------------------------------------------------------------------- images
 
     def get_dataloaders(self) -> tuple[Any, Any]:
+        """Run Step A if it has not been run, then load translated and unlabelled images."""
         with self.first_rank_first():
             self._use_translated_images()
         loaders = super().get_dataloaders()
@@ -209,12 +210,14 @@ class MindTheGapTrainer(ExtensionTrainer):
             shutil.copyfile(sheets[-1], Path(self.output_folder, SHEET))
 
     def on_train_end(self) -> None:
+        """Stop the loader of unlabelled images, too."""
         super().on_train_end()
         _finish(self._unlabelled)
 
     # ------------------------------------------------------------------------------------ Step B
 
     def build_auxiliary(self) -> dict[str, nn.Module]:
+        """Build the critic of outputs; that of features is part of the network, for its mask."""
         heads = self.label_manager.num_segmentation_heads
         return {"output_critic": OutputCritic(heads, self.configuration_manager.patch_size)}
 
@@ -233,6 +236,7 @@ class MindTheGapTrainer(ExtensionTrainer):
         return [*self._masked.feature_critic.parameters(), *self.auxiliary.parameters()]
 
     def build_auxiliary_optimizers(self) -> dict[str, Optimizer]:
+        """Build one optimiser for both critics."""
         # nnU-Net's optimiser has the feature critic, too, but never sees it with a gradient
         lr = self.mind_the_gap.critic_lr
         optimizer = torch.optim.Adam(self._critic_parameters(), lr, betas=CRITIC_BETAS)
@@ -240,6 +244,7 @@ class MindTheGapTrainer(ExtensionTrainer):
         return {"critics": optimizer}
 
     def on_train_epoch_start(self) -> None:
+        """Set the critics' learning rate, too."""
         super().on_train_epoch_start()
         self._critic_schedule.step(self.current_epoch)
 
@@ -289,10 +294,12 @@ class MindTheGapTrainer(ExtensionTrainer):
     # -------------------------------------------------------------------------------- validation
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Score translated images, which are never masked."""
         with self._answering_as_source():
             return super().validation_step(batch)
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """Predict translated held-out cases, which are never masked."""
         if Path(self.preprocessed_dataset_folder) == self.labelled_folder:  # after --val
             self._use_translated_images()
         with self._answering_as_source():

@@ -173,6 +173,7 @@ class RAMDSIRTrainer(ExtensionTrainer):
     # ------------------------------------------------------------------------------ life cycle
 
     def initialize(self) -> None:
+        """Make the bank of styles and the losses."""
         settings = self.ram_dsir
         self._bank = StyleBank(len(self.domain_names), settings.bank_size)
         self._generator = torch.Generator()  # on the CPU, so that drawing does not wait for a GPU
@@ -184,6 +185,7 @@ class RAMDSIRTrainer(ExtensionTrainer):
         self._restoration = RestorationLoss(settings.intensity_range)
 
     def build_auxiliary(self) -> dict[str, nn.Module]:
+        """Build the restoration decoder, if images are to be restored."""
         settings = self.ram_dsir
         if not settings.restoration:
             return {}
@@ -207,6 +209,7 @@ class RAMDSIRTrainer(ExtensionTrainer):
         return optimizer, scheduler
 
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> Any:
+        """Leave out what changes styles if the settings say so."""
         transforms = super().get_training_transforms(*args, **kwargs)
         if not self.ram_dsir.style_augmentation:
             transforms.transforms = [
@@ -217,6 +220,7 @@ class RAMDSIRTrainer(ExtensionTrainer):
         return transforms
 
     def on_train_epoch_start(self) -> None:
+        """Begin with an empty bank and counts of zero."""
         super().on_train_epoch_start()
         # what an epoch draws depends on its number alone, so that a continued training repeats it
         self._bank.clear()
@@ -295,6 +299,7 @@ class RAMDSIRTrainer(ExtensionTrainer):
         return over_domains(errors, numbers)
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
+        """Record the share of mixed images and the restoration error of each domain."""
         super().on_train_epoch_end(train_outputs)
         counts = self.gather((self._mixed_images, self._images, self._errors.cpu()))
         if self.ram_dsir.ram:

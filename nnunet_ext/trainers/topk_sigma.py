@@ -148,6 +148,7 @@ class TopKSigmaMixin(ExtensionTrainer):
         )
 
     def on_train_epoch_start(self) -> None:
+        """Set how much is left out in this epoch."""
         envelope = self.loss.envelope
         envelope.sigma = self.strength * self.target_sigma
         envelope.top_fraction = 1 - self.strength * (1 - self.target_top_fraction)
@@ -155,6 +156,7 @@ class TopKSigmaMixin(ExtensionTrainer):
         super().on_train_epoch_start()
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
+        """Record what was left out, and warn if it is a lot."""
         super().on_train_epoch_end(train_outputs)
         self.record("sigma", self.loss.envelope.sigma)
         self.record("top_fraction", self.loss.envelope.top_fraction)
@@ -170,10 +172,12 @@ class TopKSigmaMixin(ExtensionTrainer):
                 )
 
     def on_validation_epoch_start(self) -> None:
+        """Put the loss into evaluation mode."""
         super().on_validation_epoch_start()
         self.loss.eval()
 
     def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
+        """Estimate the share of wrong labels from held-out cases."""
         super().on_validation_epoch_end(val_outputs)
         if self.loss.noise is None:
             return
