@@ -157,6 +157,17 @@ def test_translator_cost_counts_images_of_both_domains(
     assert row["images per second"] == pytest.approx(4 / row["seconds per step"], rel=0.02)
 
 
+def test_prediction_pictures_show_the_truth_and_one_column_for_each_folder(tmp_path: Path) -> None:
+    raw = write_raw(tmp_path / "Dataset001_A", ["a", "b", "c", "d"])
+    for path in raw.glob("*Tr/*"):
+        image = sitk.GetImageFromArray(np.arange(60, dtype=np.uint8).reshape(3, 4, 5) % 3)
+        sitk.WriteImage(image, path)
+    folders = [raw / "labelsTr"] * 2
+    data = ["--images", raw / "imagesTr", "--labels", raw / "labelsTr"]
+    run("prediction_pictures.py", *folders, *data, "--out", tmp_path / "docs" / "picture.png")
+    assert imread(tmp_path / "docs" / "picture.png").shape[:2] == (3 * 288, 3 * 288)
+
+
 def write_scores(folder: Path, arms: dict[str, float], evaluation: str) -> Path:
     """Scores of four subjects in two seeds, as they are recorded."""
     folder.mkdir()
