@@ -280,7 +280,7 @@ def test_retinas_are_halved_and_keep_their_domains(
     imsave(raw / "labelsTr" / "a.png", label, check_contrast=False)
     described = json.loads((raw / "dataset.json").read_text()) | {"numTraining": 1}
     (raw / "dataset.json").write_text(json.dumps(described))
-    run("half_retina.py")
+    run("half_resolution.py", "retina")
     half = tmp_path / "Dataset131_RetinaHalf"
     small = imread_8bit(half / "imagesTr" / "a_0000.png")
     assert small.shape == (2, 3, 3)

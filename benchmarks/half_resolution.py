@@ -1,10 +1,12 @@
-"""Make Dataset131_RetinaHalf of Dataset101_RetinaVessels, both in ``nnUNet_raw``.
+"""Make half-resolution copies of data sets of photographs, in ``nnUNet_raw``.
 
-Half the resolution, so that a patch which a CPU can afford shows more than a few vessels. Images
-are averaged over blocks of 2 x 2 pixels; a label is vessel where half of its block is. Takes no
-arguments: ``python benchmarks/half_retina.py``.
+``python benchmarks/half_resolution.py retina`` makes Dataset131_RetinaHalf of
+Dataset101_RetinaVessels, ``... skin`` Dataset132_SkinHalf of Dataset103_SkinLesion, so that a patch
+which a CPU can afford shows more than a few vessels, or a whole lesion. Images are averaged over
+blocks of 2 x 2 pixels; a label is foreground where half of its block is.
 """
 
+import argparse
 import json
 from pathlib import Path
 
@@ -16,7 +18,11 @@ from skimage.transform import downscale_local_mean
 from nnunet_ext.datasets import DATASET_JSON, RAW, nnunet_folder
 from nnunet_ext.files import read_json
 
-SOURCE, TARGET = "Dataset101_RetinaVessels", "Dataset131_RetinaHalf"
+TASKS = {
+    "retina": ("Dataset101_RetinaVessels", "Dataset131_RetinaHalf"),
+    "skin": ("Dataset103_SkinLesion", "Dataset132_SkinHalf"),
+}
+"""Data set, and its copy."""
 
 
 def halved(file: Path) -> NDArray[np.float64]:
@@ -30,14 +36,18 @@ def halved(file: Path) -> NDArray[np.float64]:
 
 def main() -> None:
     """Write the data set."""
-    source, target = (nnunet_folder(RAW) / name for name in (SOURCE, TARGET))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("task", choices=TASKS)
+    source, target = (nnunet_folder(RAW) / name for name in TASKS[parser.parse_args().task])
     for part in ("imagesTr", "labelsTr"):
         (target / part).mkdir(parents=True)
         for file in sorted((source / part).glob("*.png")):
             picture = halved(file)
             small = np.rint(picture) if part == "imagesTr" else picture >= 0.5
             imsave(target / part / file.name, small.astype(np.uint8), check_contrast=False)
-    described = read_json(source / DATASET_JSON) | {"name": TARGET}
+    described = read_json(source / DATASET_JSON) | {"name": target.name}
     (target / DATASET_JSON).write_text(json.dumps(described, indent=2) + "\n")
     print(f"{target}: {described['numTraining']} cases")
 
