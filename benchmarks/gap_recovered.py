@@ -60,12 +60,13 @@ def recovered(adapted: Path, oracle: Path, cases: str) -> dict[str, dict[str, fl
         best = values(oracle, metric, cases).iloc[:, 0]
         table, best = table.dropna().align(best.dropna(), join="inner", axis=0)
         own, top = table.to_numpy(), best.to_numpy()
+        estimates = shares(own, top)
         drawn = np.random.default_rng(0).integers(len(own), size=(RESAMPLES, len(own)))
         low, high = np.percentile(shares(own[drawn], top[drawn]), [2.5, 97.5], axis=0)
         for i, arm in enumerate(table):
             row = rows.setdefault(arm, {"subjects": len(own)})
             row[name] = round(float(own[:, i].mean()), 3)
-            share = f"{shares(own, top)[i]:.0%} [{low[i]:.0%}, {high[i]:.0%}]"
+            share = f"{estimates[i]:.0%} [{low[i]:.0%}, {high[i]:.0%}]"
             row[f"recovered of {name}"] = share if i else ""
         row = rows.setdefault("oracle", {"subjects": len(own)})
         row |= {name: round(float(top.mean()), 3), f"recovered of {name}": "100%"}
