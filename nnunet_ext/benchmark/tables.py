@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -266,7 +267,7 @@ class Tables:
         return Table(caption, [*heads, "all trainings", "peak memory (MiB)"], rows, note=note)
 
     def cases(self, configuration: str, evaluation: str) -> Table:
-        """Dice of every case, each number with a link to where it comes from."""
+        """Dice of every case and seed, each with a link to where it comes from, if that is near."""
         scores = self._scores(configuration, evaluation)
         means = unit_values(scores, DICE.key, unit="case")
         wide = means.pivot(index="unit", columns="arm", values="value").astype(float)
@@ -288,14 +289,15 @@ class Tables:
         for case in worst[:MOST_CASES]:
             cells = [Cell(str(case)), *(Cell(str(facts.loc[case, column])) for column in extra)]
             for arm in arms:
+                mean = number(wide.loc[case, arm], DICE.decimals)
                 found = sources.get((case, arm))
-                links = () if found is None else tuple(self._sources(found))
-                cells.append(Cell(number(wide.loc[case, arm], DICE.decimals), links=links))
+                cells.append(Cell(mean) if found is None else self._with_seeds(mean, found))
             rows.append(Row(cells))
         left_out = f"; the worst {MOST_CASES} of {len(worst)} cases" * (len(worst) > MOST_CASES)
+        linked = " with a link to nnU-Net's summary.json" * self._is_near
         caption = (
             "Dice of every case, mean over its labels and the seeds, worst first; below, each "
-            f"seed's with a link to nnU-Net's summary.json{left_out}"
+            f"seed's{linked}{left_out}"
         )
         return Table(
             caption,
@@ -305,10 +307,13 @@ class Tables:
             note="All metrics of every label, with their files, are in scores.csv.",
         )
 
-    def _sources(self, trainings: pd.DataFrame) -> Iterator[tuple[str, str]]:
-        for training in trainings.to_dict("records"):
-            text = number(training[DICE.key], DICE.decimals)
-            yield from self._links(**{text: training["summary"]})
+    def _with_seeds(self, mean: str, trainings: pd.DataFrame) -> Cell:
+        seeds = [number(value, DICE.decimals) for value in trainings[DICE.key]]
+        if not self._is_near:
+            return Cell(mean, tuple(seeds))
+        sources = zip(seeds, trainings["summary"], strict=True)
+        links = (self._links(**{seed: summary}) for seed, summary in sources)
+        return Cell(mean, links=tuple(chain.from_iterable(links)))
 
     def _logs(self, runs: pd.DataFrame) -> Iterator[tuple[str, str]]:
         for run in runs.to_dict("records"):
@@ -448,15 +453,18 @@ class Tables:
         interval = () if math.isnan(row["low"]) else (f"[{low}, {high}]",)
         return Cell(number(row["difference"], DICE.decimals, signed=True), interval)
 
+    @property
+    def _is_near(self) -> bool:
+        """Whether the page lies within the benchmark; elsewhere links would lead nowhere."""
+        return self.folder.is_relative_to(self.root)
+
     def _links(self, **paths: object) -> tuple[tuple[str, str], ...]:
         """Text -> path, as links from the page."""
         links = []
         for text, path in paths.items():
             file = in_folder(self.root, path)
-            if file is not None:
-                # a page that lies elsewhere must not tell where
-                inside = self.folder.is_relative_to(self.root)
-                relative = os.path.relpath(file, self.folder if inside else self.root)
+            if file is not None and self._is_near:
+                relative = os.path.relpath(file, self.folder)
                 links.append((text, quote(Path(relative).as_posix())))
         return tuple(links)
 
