@@ -111,8 +111,14 @@ def label_names(dataset_json: Mapping[str, Any]) -> dict[str, str]:
 
     Background and ignore label are left out.
     """
-    keys = {
-        name: str(tuple(value)) if isinstance(value, list) else str(value)
-        for name, value in dataset_json["labels"].items()
-    }
-    return {key: name for name, key in keys.items() if key != "0" and name != "ignore"}
+    labels = dataset_json["labels"]
+    # to nnU-Net, lists are regions only where one of them has several values
+    has_regions = any(isinstance(value, list) and len(value) > 1 for value in labels.values())
+
+    def key(value: Any) -> str:
+        if not isinstance(value, list):
+            return str(value)
+        return str(tuple(value) if has_regions else value[0])
+
+    keys = {name: key(value) for name, value in labels.items()}
+    return {k: name for name, k in keys.items() if k != "0" and name != "ignore"}

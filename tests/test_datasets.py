@@ -2,13 +2,16 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_ext.datasets import (
     PREPROCESSED,
     RAW,
     find_dataset,
+    label_names,
     nnunet_folder,
     number_of,
     short_name,
@@ -116,3 +119,24 @@ def test_a_damaged_dataset_json_is_named(
     (raw / "dataset.json").unlink()
     with pytest.raises(UserError, match=r"Cannot read .*dataset\.json"):
         training_cases(raw)
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        ({"tumour": 1, "ignore": 2}, {"1": "tumour"}),
+        ({"tumour": [1]}, {"1": "tumour"}),
+        (
+            {"whole": [1, 2], "core": [2], "edge": 3},
+            {"(1, 2)": "whole", "(2,)": "core", "3": "edge"},
+        ),
+    ],
+)
+def test_labels_are_named_by_the_keys_of_nnunets_summaries(
+    labels: dict[str, Any], names: dict[str, str]
+) -> None:
+    labels = {"background": 0} | labels
+    assert label_names({"labels": labels}) == names
+    manager = LabelManager(labels, [1, 2, 3])
+    summarised = manager.foreground_regions if manager.has_regions else manager.foreground_labels
+    assert [str(each) for each in summarised] == list(names)

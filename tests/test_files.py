@@ -5,7 +5,8 @@ from threading import Event
 
 import pytest
 
-from nnunet_ext.files import one_at_a_time, replacing, write_jsons
+from nnunet_ext import files
+from nnunet_ext.files import fingerprint, one_at_a_time, replacing, write_jsons
 
 
 def test_the_new_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
@@ -63,3 +64,20 @@ def test_who_comes_second_says_so_and_waits(tmp_path: Path) -> None:
             done.append("first")
         waiting.result(timeout=10)
     assert done == ["first", "second"]
+
+
+@pytest.mark.parametrize("size", [0, 1, 11, 12, 13, 100])
+def test_copies_have_the_same_fingerprint_and_changed_files_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    monkeypatch.setattr(files, "_READ", 4)
+    content = bytes(range(size))
+    original, copy, longer = (tmp_path / name for name in ("original", "copy", "longer"))
+    original.write_bytes(content)
+    copy.write_bytes(content)
+    longer.write_bytes(content + b" ")
+    found = fingerprint(original)
+    assert fingerprint(copy) == found != fingerprint(longer)
+    for position in {0, size // 2, size - 1} if size else ():
+        copy.write_bytes(content[:position] + b"\xff" + content[position + 1 :])
+        assert fingerprint(copy) != found

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from nnunet_ext.precision import full_precision
+
 BRIGHTNESS = 0.3
 """Largest shift."""
 CONTRAST = 0.3
@@ -65,7 +67,7 @@ def strong_view(
     dim = images.ndim - 2
     in_plane = range(dim) if axes is None else axes
     # convolutions in half precision would be coarser than the noise
-    with torch.autocast(images.device.type, enabled=False):
+    with full_precision(images.device):
         spread = images.float().std((1, *_spatial(images)), keepdim=True)
         spread = torch.where(spread > torch.finfo(spread.dtype).eps, spread, 1)
         view = images.float() / spread

@@ -24,7 +24,7 @@ SHOWN_PACKAGES = (
 )
 """Packages whose versions a report of a problem should name."""
 
-REINSTALL = "pip install --force-reinstall --no-deps nnunet-ext (or: pip install -e FOLDER)"
+REINSTALL = "pip install --force-reinstall --no-deps FOLDER, the folder of nnunet_ext's sources"
 
 
 class Level(Enum):

@@ -1,5 +1,6 @@
 """Images without labels, preprocessed as nnU-Net preprocesses those that it trains on."""
 
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor
@@ -15,7 +16,7 @@ from tqdm import tqdm
 from nnunet_ext.datasets import PREPROCESSED, RAW, nnunet_folder
 from nnunet_ext.domains.unlabelled import FOLDER, unlabelled_cases
 from nnunet_ext.errors import UserError
-from nnunet_ext.files import one_at_a_time, read_object, replacing, write_json
+from nnunet_ext.files import fingerprint, one_at_a_time, read_object, replacing, write_json
 
 SUFFIX = "_unlabelled"
 """What the folder's name adds to that of the preprocessed configuration beside it."""
@@ -66,18 +67,19 @@ def preprocessed_unlabelled(
         UserError: If there are no such images, or one cannot be used. What was there before is
             kept.
     """
-    raw = nnunet_folder(RAW) / plans_manager.dataset_name
-    folder = nnunet_folder(PREPROCESSED) / plans_manager.dataset_name
+    name = plans_manager.dataset_name
+    folder = nnunet_folder(PREPROCESSED) / name
     folder /= configuration.data_identifier + SUFFIX
     with one_at_a_time(folder.with_name(f".{folder.name}.lock"), log):
         record = decisive_plans(plans_manager, configuration)
         done = read_object(folder / RECORD) if folder.is_dir() else {}
-        # raw images may have been put away after preprocessing
-        if not raw.is_dir() and done.items() >= record.items():
-            return folder / CASES
+        if done.items() >= record.items() and not _raw_images(name).is_dir():
+            return folder / CASES  # raw images may have been put away after preprocessing
+        raw = nnunet_folder(RAW) / name
         cases = unlabelled_cases(raw)
-        stats = {path.name: path.stat() for images in cases.values() for path in images}
-        record["images"] = {name: [s.st_size, s.st_mtime_ns] for name, s in stats.items()}
+        record["images"] = {
+            path.name: fingerprint(path) for images in cases.values() for path in images
+        }
         if done != record:
             log(f"Preprocessing {len(cases)} cases of {raw / FOLDER}")
             with replacing(folder) as partial:
@@ -88,6 +90,11 @@ def preprocessed_unlabelled(
                 write_json(partial / RECORD, record)
                 shutil.rmtree(folder, ignore_errors=True)
     return folder / CASES
+
+
+def _raw_images(dataset: str) -> Path:
+    """Where raw images without labels would be; nnU-Net's environment may name no such folder."""
+    return Path(os.environ.get(RAW, os.devnull), dataset, FOLDER)
 
 
 def decisive_plans(

@@ -17,6 +17,7 @@ from nnunet_ext.errors import UserError
 from nnunet_ext.networks.catenorm import Logits
 from nnunet_ext.networks.critics import FeatureCritic
 from nnunet_ext.networks.translator import DOMAINS, SOURCE, TARGET
+from nnunet_ext.precision import full_precision
 
 Scope: TypeAlias = Literal["all", "deep", "stage", "off"]
 
@@ -137,7 +138,7 @@ class LocallyMaskedUNet(nn.Module):
 
     def score(self, features: Tensor) -> Tensor:
         """Score features (B, C', *S') by location, in float32: (B, 1, *S')."""
-        with torch.autocast(features.device.type, enabled=False):
+        with full_precision(features.device):
             scores: Tensor = self.feature_critic["seg_layers"](features.float())
         return scores
 

@@ -468,8 +468,7 @@ class ExtensionTrainer(nnUNetTrainer):
         """
         state = checkpoints.read(filename_or_checkpoint).get(checkpoints.EXTENSION_KEY)
         if state is not None:
-            current = {method: decisive(settings) for method, settings in self.settings.items()}
-            checkpoints.refuse_other_settings(state["settings"], current, filename_or_checkpoint)
+            self._accept(state, filename_or_checkpoint)
         # nnU-Net 2.8 fails if handed the dict that has just been read, so the file is read again
         super().load_checkpoint(filename_or_checkpoint)
         if state is not None:
@@ -479,6 +478,11 @@ class ExtensionTrainer(nnUNetTrainer):
                 unwrap(self.auxiliary[name]).load_state_dict(weights)
             for name, optimizer_state in state["optimizers"].items():
                 self.auxiliary_optimizers[name].load_state_dict(optimizer_state)
+
+    def _accept(self, state: dict[str, Any], filename: str) -> None:
+        """Look at the state in a checkpoint before anything is loaded; raise if it does not fit."""
+        current = {method: decisive(settings) for method, settings in self.settings.items()}
+        checkpoints.refuse_other_settings(state["settings"], current, filename)
 
     def _best_ema_of_all_epochs(self) -> float | None:
         # nnU-Net writes the latest checkpoint before it looks whether this epoch is the best;

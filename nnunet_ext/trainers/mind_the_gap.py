@@ -34,6 +34,7 @@ from nnunet_ext.networks import LocallyMaskedUNet, OutputCritic, frozen
 from nnunet_ext.networks.catenorm import Logits
 from nnunet_ext.networks.locally_masked import PAPER_STRIDE, Scope
 from nnunet_ext.networks.translator import SOURCE, TARGET
+from nnunet_ext.precision import full_precision
 from nnunet_ext.settings import NEUTRAL, STRICT, read_method_settings
 from nnunet_ext.trainers.base import ExtensionTrainer, Losses, Update, unwrap
 from nnunet_ext.translation.cases import translated_cases
@@ -41,6 +42,8 @@ from nnunet_ext.translation.settings import TranslatorSettings
 
 CRITIC_BETAS = (0.9, 0.99)
 SHEET = "translations.png"
+TRANSLATIONS_KEY = "translations"
+"""In a checkpoint: the folder of the translated images that it was trained on."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -112,6 +115,7 @@ class MindTheGapTrainer(ExtensionTrainer):
         self._unlabelled_cases: Any = None  # data set of target images
         self._unlabelled: Any = None  # their loader
         self._critic_schedule: Any = None
+        self._translations = ""  # name of the folder that a checkpoint was trained on
 
     @classmethod
     def build_network_architecture(
@@ -203,11 +207,29 @@ class MindTheGapTrainer(ExtensionTrainer):
             self.device,
             self.print_to_log_file,
             get_allowed_n_proc_DA(),
+            self.configuration_manager.use_mask_for_norm,
         )
+        if self._translations not in ("", translated.parent.name):
+            self.print_to_log_file(
+                f"WARNING: this training began with {self._translations}. Preprocessed images have "
+                f"changed since, so that it goes on with {translated.parent.name}."
+            )
+        self._translations = translated.parent.name
         self.preprocessed_dataset_folder = str(translated)
         sheets = sorted(translated.parent.glob("translations_*.png"))
         if sheets and self.local_rank == 0:
             shutil.copyfile(sheets[-1], Path(self.output_folder, SHEET))
+
+    @property
+    def _uses_translations(self) -> bool:
+        return Path(self.preprocessed_dataset_folder) != self.labelled_folder
+
+    def _accept(self, state: dict[str, Any], filename: str) -> None:
+        super()._accept(state, filename)
+        self._translations = state.get(TRANSLATIONS_KEY, "")
+
+    def _extension_state(self) -> dict[str, Any]:
+        return super()._extension_state() | {TRANSLATIONS_KEY: self._translations}
 
     def on_train_end(self) -> None:
         """Stop the loader of unlabelled images, too."""
@@ -264,17 +286,17 @@ class MindTheGapTrainer(ExtensionTrainer):
             answers = self.answers(ask, [data, images], domains)
             (source, source_features), (logits, features) = answers
             parts: Losses = {"segmentation": self.loss(source, target)}
-            with torch.autocast(self.device.type, enabled=False):
+            with full_precision(self.device):
                 outputs = self._probabilities(logits)
                 alignment = alignment_losses(self._masked.score(features), output_critic(outputs))
             weight = self.mind_the_gap.lambda_adv
             parts |= {f"{name}_alignment": weight * part for name, part in alignment.items()}
-        with torch.autocast(self.device.type, enabled=False):
+        with full_precision(self.device):
             outputs, source_outputs = outputs.detach(), self._probabilities(source).detach()
         features, source_features = features.detach(), source_features.detach()
         del source, logits, alignment
         yield parts
-        with torch.autocast(self.device.type, enabled=False):
+        with full_precision(self.device):
             losses = {
                 "feature_critic": critic_loss(
                     low=self._masked.score(source_features), high=self._masked.score(features)
@@ -300,7 +322,7 @@ class MindTheGapTrainer(ExtensionTrainer):
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Predict translated held-out cases, which are never masked."""
-        if Path(self.preprocessed_dataset_folder) == self.labelled_folder:  # after --val
+        if self.mind_the_gap.translator_iterations and not self._uses_translations:  # with --val
             self._use_translated_images()
         with self._answering_as_source():
             super().perform_actual_validation(save_probabilities)

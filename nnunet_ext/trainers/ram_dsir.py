@@ -23,7 +23,6 @@ from nnunet_ext.losses.restoration import over_domains
 from nnunet_ext.networks import RestorationDecoder
 from nnunet_ext.networks.restoration import return_features
 from nnunet_ext.settings import STRICT
-from nnunet_ext.trainers import checkpoint as checkpoints
 from nnunet_ext.trainers.base import ExtensionTrainer, Losses, give_own_rate, unwrap
 
 ORIGINAL = "original"
@@ -313,21 +312,15 @@ class RAMDSIRTrainer(ExtensionTrainer):
 
     # ----------------------------------------------------------------------------- checkpoints
 
-    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
-        """Load a checkpoint.
-
-        Raises:
-            CheckpointError: Also if it was trained with other domains.
-        """
-        state = checkpoints.read(filename_or_checkpoint).get(checkpoints.EXTENSION_KEY, {})
+    def _accept(self, state: dict[str, Any], filename: str) -> None:
+        super()._accept(state, filename)
         trained = state.get(DOMAINS_KEY, self.domain_names)
         if trained != self.domain_names:
             raise CheckpointError(
-                f"{filename_or_checkpoint} was trained with the domains {', '.join(trained)}, but "
+                f"{filename} was trained with the domains {', '.join(trained)}, but "
                 f"dataset.json now has {', '.join(self.domain_names)}. Restore them, or train "
                 "afresh."
             )
-        super().load_checkpoint(filename_or_checkpoint)
 
     def _extension_state(self) -> dict[str, Any]:
         return super()._extension_state() | {DOMAINS_KEY: self.domain_names}

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from nnunet_ext.files import one_at_a_time, replacing, write_json
+from nnunet_ext.files import fingerprint, one_at_a_time, replacing, write_json
 from nnunet_ext.networks.translator import DIVISOR, SOURCE, TARGET
 from nnunet_ext.translation.crops import is_flat, pad
 from nnunet_ext.translation.intensities import Voxels
@@ -19,8 +19,6 @@ from nnunet_ext.translation.settings import TranslatorSettings
 from nnunet_ext.translation.training import TranslatorTraining
 
 _CASES = "cases"  # a folder of their own: nnU-Net tells a format by all files that lie together
-_SMALLEST = 8
-"""Shortest side that the translator takes: it pads by reflection and normalises a quarter."""
 
 
 def translated_cases(
@@ -30,6 +28,7 @@ def translated_cases(
     device: torch.device,
     log: Callable[[str], object] = print,
     workers: int = 0,
+    zero_outside: Sequence[bool] = (),
 ) -> Path:
     """Translate all source cases, after training a translator; reuse what is there of both.
 
@@ -45,6 +44,8 @@ def translated_cases(
         device: Where to compute.
         log: Gets a line now and then.
         workers: Processes that draw crops.
+        zero_outside: For each channel, whether nnU-Net normalises within a mask, outside of which
+            voxels are 0 and stay so. Default: none.
 
     Returns:
         Folder that the source's class of data sets can read: the same cases with the same
@@ -73,19 +74,22 @@ def translated_cases(
             training.run()
             with replacing(cases) as partial:
                 partial.mkdir()
-                translate_all(datasets[SOURCE], training, partial)
+                translate_all(datasets[SOURCE], training, partial, zero_outside)
     return cases
 
 
-def _files(dataset: Any) -> dict[str, list[int]]:
-    """Size and time of all preprocessed files."""
+def _files(dataset: Any) -> dict[str, str]:
+    """Fingerprints of all preprocessed files."""
     files = sorted(Path(dataset.source_folder).iterdir())
-    stats = {file.name: file.stat() for file in files if file.suffix in (".b2nd", ".npz", ".pkl")}
-    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
+    endings = (".b2nd", ".npz", ".pkl")
+    return {file.name: fingerprint(file) for file in files if file.suffix in endings}
 
 
-def translate_all(dataset: Any, training: TranslatorTraining, folder: Path) -> None:
+def translate_all(
+    dataset: Any, training: TranslatorTraining, folder: Path, zero_outside: Sequence[bool] = ()
+) -> None:
     """Write every case of a source data set in target looks."""
+    masked = np.flatnonzero(zero_outside)
     cases = tqdm(dataset.identifiers, "Translating", unit="case", leave=False, disable=None)
     for case in cases:
         voxels, seg, _, properties = dataset.load_case(case)
@@ -97,8 +101,9 @@ def translate_all(dataset: Any, training: TranslatorTraining, folder: Path) -> N
                 "chunks_seg": seg.chunks,
                 "blocks_seg": seg.blocks,
             }
-        translated = translate(voxels[:], training)
-        dataset.save_case(translated, seg[:], properties, str(folder / case), **layout)
+        translated, labels = translate(voxels[:], training), seg[:]
+        translated[masked[:, None], labels[0] < 0] = 0
+        dataset.save_case(translated, labels, properties, str(folder / case), **layout)
 
 
 @torch.no_grad()
@@ -106,7 +111,8 @@ def translate(voxels: Voxels, training: TranslatorTraining) -> Voxels:
     """Give the voxels (C, *S) of a source case the looks of the target.
 
     Slices that are nearly constant, which normalisation would blow up to noise, only change their
-    range.
+    range. Small ones are padded as they were in training, because all of a slice counts in the
+    translator's normalisation.
     """
     unit = training.ranges[SOURCE].to_unit(voxels)
     dim = training.settings.translator_dim
@@ -114,7 +120,10 @@ def translate(voxels: Voxels, training: TranslatorTraining) -> Voxels:
     images = np.moveaxis(unit, 1, 0) if dim == 2 else unit[None]
     result = images.copy()
     size = images.shape[2:]
-    padded_size = [max(_SMALLEST, -(-edge // DIVISOR) * DIVISOR) for edge in size]
+    padded_size = [
+        max(crop, -(-edge // DIVISOR) * DIVISOR)
+        for edge, crop in zip(size, training.shape, strict=True)
+    ]
     inside: tuple[Any, ...] = (...,)
     for edge, padded in zip(size, padded_size, strict=True):
         start = (padded - edge) // 2

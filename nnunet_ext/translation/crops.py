@@ -20,8 +20,8 @@ _ATTEMPTS = 20  # to find a crop that is not nearly constant
 
 
 def is_flat(unit: Voxels) -> bool:
-    """Whether voxels in the translator's range are nearly constant."""
-    return float(unit.std()) < MIN_CONTRAST
+    """Whether every channel of voxels (C, *S) in the translator's range is nearly constant."""
+    return float(unit.std(axis=tuple(range(1, unit.ndim))).max()) < MIN_CONTRAST
 
 
 def crop_shape(largest: Sequence[int], longest: int, dim: int) -> tuple[int, ...]:

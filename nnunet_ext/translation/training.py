@@ -26,6 +26,9 @@ CHECKPOINT = "checkpoint.pth"
 REPORT_EVERY = 500
 """Iterations between two checkpoints, each with a line in the log and a sheet of pictures."""
 
+LEAST_SEEN = 0.75
+"""Share of the longest edge that a crop must have, so that whole images look alike to it."""
+
 _BETAS = {"v1": (0.5, 0.999), "v2": (0.5, 0.99)}
 _WEIGHT_DECAY = 1e-4
 _SEED_STRIDE = 1_000_003  # prime, and more than there are iterations
@@ -84,6 +87,13 @@ class TranslatorTraining:
             largest = np.max([each.largest for each in surveys], axis=0).tolist()
             dim = settings.translator_dim
             self.shape = crop_shape(largest, settings.translator_crop, dim)
+            seen = np.divide(self.shape, largest[3 - dim :])
+            if seen.min() < LEAST_SEEN:
+                log(
+                    f"WARNING: the translator is trained on crops of {self.shape}, but translates "
+                    f"images of up to {tuple(largest[3 - dim :])}. How much it sees changes its "
+                    "statistics: raise translator_crop if memory allows."
+                )
         else:
             self.ranges = [IntensityRange(*map(tuple, pair)) for pair in state["ranges"]]
             self.shape = tuple(state["shape"])

@@ -115,9 +115,27 @@ def test_they_are_preprocessed_once(make_world: MakeWorld, calls: list[str]) -> 
     folder = prepare(world)
     assert prepare(world, patch_size=[8, 8, 8]) == folder  # of no consequence
     assert calls == ["un_0", "un_1"]
-    shutil.rmtree(images.parent)  # put away
+    os.utime(images / "un_1_0000.nii.gz", ns=(0, 0))  # copied
     assert prepare(world) == folder
     assert calls == ["un_0", "un_1"]
+
+
+def test_raw_images_may_be_put_away_afterwards(
+    make_world: MakeWorld, calls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world()
+    images = with_unlabelled(world)
+    folder = prepare(world)
+    for put_away in (
+        lambda: shutil.rmtree(images),
+        lambda: shutil.rmtree(images.parent),
+        lambda: monkeypatch.delenv("nnUNet_raw"),
+    ):
+        put_away()
+        assert prepare(world) == folder
+    assert calls == ["un_0", "un_1"]
+    with pytest.raises(UserError, match="nnUNet_raw is not set"):
+        prepare(world, normalization_schemes=["ZScoreNormalization"])
 
 
 def test_they_are_preprocessed_anew_when_something_has_changed(
@@ -128,7 +146,7 @@ def test_they_are_preprocessed_anew_when_something_has_changed(
     both = {"un_0", "un_1"}
     changes: list[tuple[Callable[[], Any], set[str]]] = [
         (lambda: None, both),
-        (lambda: os.utime(images / "un_1_0000.nii.gz", ns=(0, 0)), both),
+        (lambda: write_image(images / "un_1_0000.nii.gz", np.ones(SHAPE)), both),
         (
             lambda: shutil.copy(images / "un_1_0000.nii.gz", images / "un_2_0000.nii.gz"),
             both | {"un_2"},

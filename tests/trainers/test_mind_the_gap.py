@@ -1,6 +1,7 @@
 """The recipe of Mind the Gap: which images it sees, and who learns from what."""
 
 import pickle
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -159,6 +160,56 @@ def test_segmenter_and_critics_each_learn_in_their_own_update(make_world: MakeWo
     assert moved == [[True, False], [False, True]]
 
 
+class MeanOfChannels(nn.Module):
+    """A critic whose scores can be told without it."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs.mean(1, keepdim=True)
+
+
+@pytest.mark.parametrize("regions", [False, True])
+def test_losses_are_those_of_the_paper(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch, regions: bool
+) -> None:
+    """Segmenters pull target scores to 0, critics to 1, and those of the source to 0."""
+    trainer = make(make_world(dim=2, regions=regions))
+    heads = trainer.label_manager.num_segmentation_heads
+    logits = {SOURCE: 0.0, TARGET: 3.0}  # in the first class
+
+    def answer(images: Tensor, domain: Tensor, return_features: bool) -> Any:
+        (number,) = set(domain.tolist())
+        found = torch.zeros(len(images), heads, 4, 4)
+        found[:, 0] = logits[number]
+        features = torch.full((len(images), 2, 2, 2), 0.1 if number == SOURCE else 0.25)
+        return (found, features) if return_features else found
+
+    monkeypatch.setattr(trainer.network, "forward", answer)
+    monkeypatch.setattr(trainer.network, "score", MeanOfChannels().forward)
+    trainer.auxiliary["output_critic"] = MeanOfChannels()
+    trainer.loss = lambda found, _: found.mean()
+    trainer.runs_batches_apart = True
+    batch = {"data": torch.zeros(2, 1, 8, 8)}
+    trainer._unlabelled = iter([batch])
+    updates = list(trainer.compute_losses(batch["data"], torch.zeros(1), []))
+    found = {
+        name: float(part)
+        for losses in (updates[0], updates[1].losses)
+        for name, part in losses.items()
+    }
+    if regions:  # the mean over heads of the sigmoid
+        source = 0.5
+        target = (1 / (1 + np.exp(-3)) + 0.5 * (heads - 1)) / heads
+    else:
+        source = target = 1 / heads
+    assert found == {
+        "segmentation": 0,
+        "local_alignment": pytest.approx(0.02 * 0.25**2),
+        "global_alignment": pytest.approx(0.02 * target**2),
+        "feature_critic": pytest.approx(0.1**2 + 0.75**2),
+        "output_critic": pytest.approx(source**2 + (1 - target) ** 2),
+    }
+
+
 def test_the_critics_rate_falls_as_nnunets(make_world: MakeWorld) -> None:
     trainer = make(make_world(dim=2))
     optimizer = trainer.auxiliary_optimizers["critics"]
@@ -241,6 +292,8 @@ def test_missing_unlabelled_images_are_named(make_world: MakeWorld) -> None:
     world = make_world(dim=2)
     world.write_raw()
     trainer = world.trainer("MindTheGapTrainer", {"mind_the_gap": QUICK_STEP_A})
+    preprocessed = Path(trainer.preprocessed_dataset_folder)
+    shutil.rmtree(preprocessed.with_name(f"{preprocessed.name}_unlabelled"))
     with pytest.raises(UserError, match="imagesUn must hold images without labels"):
         trainer.run_training()
 
@@ -264,6 +317,38 @@ def test_final_validation_predicts_translated_images(
     assert seen
     assert all("_translated_" in folder for folder in seen)
     assert Path(trainer.output_folder, "validation", "summary.json").exists()
+
+
+def test_without_step_a_validation_needs_no_unlabelled_images(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make(make_world(dim=2), translator_iterations=0)
+    monkeypatch.setattr(trainer, "_use_translated_images", lambda: pytest.fail("asked for them"))
+    trainer.set_deep_supervision_enabled(False)
+    monkeypatch.setenv("nnUNet_def_n_proc", "1")
+    trainer.perform_actual_validation()
+    assert Path(trainer.output_folder, "validation", "summary.json").exists()
+
+
+def test_other_translations_than_those_of_the_checkpoint_are_announced(
+    make_world: MakeWorld, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = make_world(dim=2)
+    trainer = make(world)
+    trainer.current_epoch = 1
+    checkpoint = Path(trainer.output_folder, "checkpoint_latest.pth")
+    trainer.save_checkpoint(str(checkpoint))
+    case = trainer.labelled_folder / f"{tiny.TRAIN[0]}.pkl"
+    for changed in (False, True):
+        if changed:
+            case.write_bytes(case.read_bytes() + b" ")
+        capsys.readouterr()
+        continued = world.trainer("MindTheGapTrainer", {"mind_the_gap": QUICK_STEP_A})
+        tiny.ready(continued)
+        continued.load_checkpoint(str(checkpoint))
+        continued.get_dataloaders()
+        warned = f"began with {Path(trainer.preprocessed_dataset_folder).parent.name}"
+        assert (warned in capsys.readouterr().out) == changed
 
 
 # --------------------------------------------------------------------------- several processes

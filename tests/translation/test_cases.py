@@ -10,7 +10,7 @@ import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
 from nnunet_ext.networks.translator import SOURCE
-from nnunet_ext.translation.cases import translate, translated_cases
+from nnunet_ext.translation.cases import translate, translate_all, translated_cases
 from nnunet_ext.translation.settings import TranslatorSettings
 from nnunet_ext.translation.training import CHECKPOINT, TranslatorTraining
 from tests import tiny
@@ -67,7 +67,9 @@ def test_it_is_made_once_for_each_choice_of_settings(
     assert make(world, tmp_path) == folder
     assert make(world, tmp_path, seed=1) == other
     case = world.root / "preprocessed" / tiny.DATASET / f"{tiny.PLANS}_data" / "case_0.pkl"
-    case.touch()
+    case.touch()  # as a copy is newer than its original
+    assert make(world, tmp_path) == folder
+    case.write_bytes(case.read_bytes() + b" ")
     with pytest.raises(pytest.fail.Exception, match="trained again"):
         make(world, tmp_path)
 
@@ -105,6 +107,50 @@ def test_sizes_that_do_not_fit_the_networks_are_padded_and_cut_again(
     low, high = training.ranges[SOURCE].low[0], training.ranges[SOURCE].high[0]
     voxels = np.random.default_rng(0).uniform(low, high, (1, 3, 5, 13)).astype(np.float32)
     np.testing.assert_allclose(translate(voxels, training), voxels, atol=1e-5)
+
+
+def test_small_images_are_padded_as_in_training(
+    make_world: MakeWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = TranslatorTraining(
+        domains(make_world()), settings(), tmp_path, CPU, log=lambda _: None
+    )
+    given = []
+
+    def recording(images: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        given.append(images.shape[2:])
+        return images
+
+    monkeypatch.setattr(training.translator, "forward", recording)
+    training.shape = (24, 32)
+    for size, seen in (((12, 12), (24, 32)), ((30, 40), (32, 40))):
+        voxels = np.random.default_rng(0).random((1, 1, *size), dtype=np.float32)
+        assert translate(voxels, training).shape == voxels.shape
+        assert tuple(given.pop()) == seen
+
+
+@pytest.mark.filterwarnings("ignore:Warning. Received empty chunks")
+def test_what_lies_outside_of_nnunets_mask_stays_zero(
+    make_world: MakeWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world(channels=2)
+    training = TranslatorTraining(domains(world), settings(), tmp_path, CPU, log=lambda _: None)
+    monkeypatch.setattr(training.translator, "forward", lambda images, domain: images - 0.5)
+    source = domains(world)[0]
+    load_case = source.load_case
+
+    def with_mask(case: str) -> Any:
+        voxels, labels, *others = load_case(case)
+        outside = labels[:]
+        outside[:, :4] = -1
+        return np.asarray(voxels[:]), outside, *others
+
+    monkeypatch.setattr(source, "load_case", with_mask)
+    translate_all(source, training, tmp_path, zero_outside=[False, True])
+    voxels = nnUNetDatasetBlosc2(str(tmp_path)).load_case(source.identifiers[0])[0][:]
+    assert np.all(voxels[1, :4] == 0)
+    assert np.any(voxels[0, :4] != 0)
+    assert np.any(voxels[1, 4:] != 0)
 
 
 def test_slices_without_contrast_only_change_their_range(

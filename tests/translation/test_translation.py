@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from nnunet_ext.errors import CheckpointError, NonFiniteLossError, UserError
 from nnunet_ext.translation import training
-from nnunet_ext.translation.crops import CropBatches, crop_shape
+from nnunet_ext.translation.crops import CropBatches, crop_shape, is_flat
 from nnunet_ext.translation.intensities import IntensityRange, survey
 from nnunet_ext.translation.pool import HistoryPool
 from nnunet_ext.translation.settings import TranslatorSettings
@@ -152,6 +152,24 @@ def test_nearly_constant_slices_are_passed_over() -> None:
     ranges = [IntensityRange((0.0,), (2.0,))] * 2
     images = CropBatches(datasets, ranges, (24, 24), batch=4)[0]
     assert images.std(dim=(1, 2, 3)).min() > 0.1
+
+
+def test_channels_that_are_constant_at_different_values_are_flat() -> None:
+    unit = np.stack([np.full((8, 8), value, np.float32) for value in (-0.2, -0.45)])
+    assert is_flat(unit)
+    unit[1, :4] = 0.5
+    assert not is_flat(unit)
+
+
+@pytest.mark.parametrize(("crop", "warned"), [(24, True), (32, False)])
+def test_crops_that_show_too_little_of_an_image_are_doubted(
+    tmp_path: Path, crop: int, warned: bool
+) -> None:
+    lines: list[str] = []
+    datasets = Phantoms(shape=(2, 40, 40)), Phantoms(inverted=True)
+    quick = TranslatorSettings(translator_filters=2, translator_blocks=1, translator_crop=crop)
+    TranslatorTraining(datasets, quick, tmp_path, CPU, lines.append)
+    assert any("raise translator_crop" in line for line in lines) == warned
 
 
 # ------------------------------------------------------------------------------------------- pool
