@@ -31,7 +31,7 @@ def evaluate_target(
         ),
     ] = None,
 ) -> None:
-    """Score predictions of images that nothing was trained on the labels of.
+    """Score predictions of images whose labels were not used in training.
 
     For a modality or domain that was adapted to without labels, where some of it has been
     labelled for evaluation. Writes target_scores.csv beside the predictions, one row per case

@@ -77,7 +77,7 @@ class TopKSigmaMixin(ExtensionTrainer):
     rare classes; validation always reports it.
     """
 
-    purpose: ClassVar[str] = "pixel labels are noisy, or a minority of images is hard"
+    purpose: ClassVar[str] = "labels are wrong in some cases, or a minority of images is hard"
     paper: ClassVar[str] = "Top-k Bottom All but Sigma Loss, Diagnostics 15 (2025) 2189"
     method_settings: ClassVar[dict[str, type]] = {"topk_sigma": TopKSigmaSettings}
 
