@@ -13,8 +13,6 @@ from nnunet_ext.translation.intensities import IntensityRange, Voxels
 
 MIN_CONTRAST = 0.02
 """Slices whose standard deviation, in a range of 2, is less are nearly constant."""
-BACKGROUND = -1.0
-"""What is around an image, in the translator's range."""
 
 _ATTEMPTS = 20  # to find a crop that is not nearly constant
 
@@ -94,7 +92,11 @@ class CropBatches(Dataset[torch.Tensor]):
 
 
 def pad(unit: Voxels, shape: Sequence[int]) -> Voxels:
-    """Pad voxels (C, *S) with background, evenly on both sides, up to a shape."""
+    """Pad voxels (C, *S) by mirroring, evenly on both sides, up to a shape.
+
+    A frame of one value, dark in both domains, would keep a translator from learning that all of
+    the rest is to be inverted.
+    """
     missing = [max(0, want - have) for have, want in zip(unit.shape[1:], shape, strict=True)]
     widths = [(0, 0), *((more // 2, more - more // 2) for more in missing)]
-    return np.pad(unit, widths, constant_values=BACKGROUND)
+    return np.pad(unit, widths, mode="symmetric")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from nnunet_ext.errors import CheckpointError, NonFiniteLossError, UserError
 from nnunet_ext.translation import training
-from nnunet_ext.translation.crops import CropBatches, crop_shape, is_flat
+from nnunet_ext.translation.crops import CropBatches, crop_shape, is_flat, pad
 from nnunet_ext.translation.intensities import IntensityRange, survey
 from nnunet_ext.translation.pool import HistoryPool
 from nnunet_ext.translation.settings import TranslatorSettings
@@ -152,6 +152,14 @@ def test_nearly_constant_slices_are_passed_over() -> None:
     ranges = [IntensityRange((0.0,), (2.0,))] * 2
     images = CropBatches(datasets, ranges, (24, 24), batch=4)[0]
     assert images.std(dim=(1, 2, 3)).min() > 0.1
+
+
+def test_small_images_are_mirrored_rather_than_framed() -> None:
+    unit = np.arange(6, dtype=np.float32).reshape(1, 2, 3)
+    padded = pad(unit, (4, 3))
+    assert padded[0, :, 0].tolist() == [0, 0, 3, 3]
+    assert pad(unit, (2, 9))[0, 0].tolist() == [2, 1, 0, 0, 1, 2, 2, 1, 0]
+    np.testing.assert_array_equal(pad(unit, (1, 2)), unit)
 
 
 def test_channels_that_are_constant_at_different_values_are_flat() -> None:
