@@ -21,34 +21,23 @@ INTRODUCTION = """# Records
 
 Written by `benchmarks/summarise.py` from the records in this folder; do not edit. The folders hold
 [experiments](../../docs/experiments.md). Ratios of costs are medians of step-by-step ratios to the
-first arm, measured in turns in one run. Memory on a CPU is the resident set of the process and varies
-by about a tenth from run to run. Of the estimators of wrong labels, "anchors" is that of `sigma: "auto"`.
+first arm, measured in turns in one run. Memory on a CPU is the resident set of the process and
+varies by about a tenth from run to run. Of the estimators of wrong labels, "anchors" is that of
+`sigma: "auto"`.
 """
 
 
 EXPERIMENTS = """# Experiments on real data
 
 Written by `benchmarks/summarise.py` from `benchmarks/results`; do not edit. Each is a file in
-`benchmarks/experiments`, repeated with `nnunet-ext benchmark run FILE` on the data below. All arms of
-an experiment have the same plans, folds, seeds and, unless an arm's name says otherwise, epochs;
-CateNorm takes half as many optimisation steps again in them. Networks and budgets are small enough
-for a CPU: differences between arms are what to look at, not the scores. For the same reason all arms
-learn with Adam (`optimizer=adam`, rate 0.001) and predict without mirroring; nnU-Net's defaults, and
-ours, are SGD and mirroring. Intervals (95 %) and p (Wilcoxon, Holm) are over subjects, scores averaged
-over labels and seeds. What a result means for a method stands on the method's page.
-
-## Data
-
-None of it is part of this project. The owners allow research; cite them.
-
-| data set | what | source |
-| --- | --- | --- |
-| `Dataset004_Hippocampus` | brain MR, 1 anterior and 2 posterior hippocampus; `nnunet-ext fetch Task04_Hippocampus`, `nnUNetv2_convert_MSD_dataset -i Task04_Hippocampus` | [Medical Segmentation Decathlon](http://medicaldecathlon.com), Antonelli et al., Nature Communications 13, 2022, CC BY-SA 4.0 |
-| `Dataset101_RetinaVessels` | colour fundus, 1 vessel; 20 images of DRIVE, 15 of STARE, 20 of CHASE_DB1, all resized to a width of 565 pixels; a domain each; `labelsTr_observer2`: the second observers of STARE and CHASE_DB1 | DRIVE: Staal et al., IEEE TMI 23(4), 2004; STARE: Hoover et al., IEEE TMI 19(3), 2000; CHASE_DB1: Fraz et al., IEEE TBME 59(9), 2012 |
-| `Dataset102_CardiacMR` | bSSFP and LGE images of the hearts of the same 35 patients, in-plane spacing 0.75 mm, 16-bit integers; 1 myocardium, 2 left, 3 right ventricle; a domain each | MS-CMRSeg 2019: Zhuang et al., Medical Image Analysis 81, 2022 |
-| `Dataset103_SkinLesion` | 160 dermoscopic images resized to a width of 256 pixels, 1 lesion | PH2: Mendonça et al., EMBC 2013 |
-| `Dataset111` to `Dataset116` | pairs of modalities made of 4 and 102: `benchmarks/cross_modality.py` | |
-| `Dataset131_RetinaHalf`, `Dataset132_SkinHalf` | 101 and 103 in half resolution: `benchmarks/half_resolution.py` | |
+`benchmarks/experiments`, repeated with `nnunet-ext benchmark run FILE` on
+[these data](../benchmarks/experiments/README.md). All arms of an experiment have the same plans,
+folds, seeds and, unless an arm's name says otherwise, epochs; CateNorm takes half as many
+optimisation steps again in them. Networks and budgets are small enough for a CPU: differences
+between arms are what to look at, not the scores. For the same reason all arms learn with Adam
+(`optimizer=adam`, rate 0.001) and predict without mirroring; nnU-Net's defaults, and ours, are SGD
+and mirroring. Intervals (95 %) and p (Wilcoxon, Holm) are over subjects, scores averaged over
+labels and seeds. What a result means for a method stands on the method's page.
 """
 
 
