@@ -19,10 +19,18 @@ Voxels = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class IntensityRange:
-    """Lowest and highest intensity of each channel of a domain."""
+    """Intensities of each channel of a domain that become -1 and 1.
+
+    ``low`` is above ``high`` where the domain is inverted.
+    """
 
     low: tuple[float, ...]
     high: tuple[float, ...]
+
+    @property
+    def inverted(self) -> "IntensityRange":
+        """The range that makes dark of bright."""
+        return IntensityRange(self.high, self.low)
 
     def to_unit(self, voxels: Voxels) -> Voxels:
         """Map intensities (C, *S) to [-1, 1]; what lies outside the range is clipped."""

@@ -21,6 +21,14 @@ class TranslatorSettings:
             "labelled images as they are",
         ),
     ] = 20_000
+    translator_starts: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="trials of a few hundred steps, each from other weights; the one that "
+            "the discriminator finds most real goes on",
+        ),
+    ] = 4
     translator_batch: Annotated[
         int, Field(ge=1, description="slices of either domain in a training step")
     ] = 8

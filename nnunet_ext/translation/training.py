@@ -1,7 +1,9 @@
 """Training of the translator, which can be stopped at any time and goes on where it was."""
 
+import copy
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,12 +28,16 @@ CHECKPOINT = "checkpoint.pth"
 REPORT_EVERY = 500
 """Iterations between two checkpoints, each with a line in the log and a sheet of pictures."""
 
+TRIAL = 400
+"""Steps of a trial, unless that is more than its share of all."""
+TRIAL_SHARE = 1 / 8
 LEAST_SEEN = 0.75
 """Share of the longest edge that a crop must have, so that whole images look alike to it."""
 
 _BETAS = {"v1": (0.5, 0.999), "v2": (0.5, 0.99)}
 _WEIGHT_DECAY = 1e-4
 _SEED_STRIDE = 1_000_003  # prime, and more than there are iterations
+_START_STRIDE = 104_729  # prime, so that the starts of one seed are not those of the next
 _SHOWN = 4  # rows of a sheet
 
 
@@ -41,6 +47,11 @@ class TranslatorTraining:
     Paper: arXiv 2205.11888, Step A; see :mod:`nnunet_ext.networks.translator`. Everything is
     computed in float32. Both domains go through the networks in one batch, which no normalisation
     over the batch would notice.
+
+    Several starts are our addition. Whether bright becomes bright or dark is decided by the initial
+    weights within the first hundred steps; reconstruction and cycle do not mind, and weigh so much
+    that the adversarial loss rarely turns it round later. It does tell, though, which of several
+    trials was lucky. Most starts keep bright bright, so in every other one the source is inverted.
 
     Args:
         datasets: nnU-Net's data sets of source and target.
@@ -76,7 +87,6 @@ class TranslatorTraining:
             settings.translator_content,
             settings.translator_variant,
         )
-        self.pools = [HistoryPool(settings.translator_pool) for _ in (SOURCE, TARGET)]
         state = self._read()
         if state is None:
             surveys = [
@@ -95,7 +105,7 @@ class TranslatorTraining:
                     "statistics: raise translator_crop if memory allows."
                 )
         else:
-            self.ranges = [IntensityRange(*map(tuple, pair)) for pair in state["ranges"]]
+            self.ranges = _ranges(state)
             self.shape = tuple(state["shape"])
         self.batches = CropBatches(
             datasets,
@@ -104,14 +114,19 @@ class TranslatorTraining:
             settings.translator_batch,
             settings.translator_seed,
         )
-        self._build(len(self.ranges[SOURCE].low))
+        self._build()
         if state is not None:
             self._restore(state)
+            if not self.is_finished:
+                log(f"Step A goes on at iteration {self.iteration}.")
 
-    def _build(self, channels: int) -> None:
+    def _build(self, start: int = 0) -> None:
+        """Make networks and optimisers, with weights of this start."""
         settings = self.settings
+        channels = len(self.ranges[SOURCE].low)
+        self.pools = [HistoryPool(settings.translator_pool) for _ in (SOURCE, TARGET)]
         with torch.random.fork_rng(devices=[]):  # built on the CPU
-            torch.manual_seed(settings.translator_seed)
+            torch.manual_seed(settings.translator_seed + start * _START_STRIDE)
             self.translator = Translator(
                 channels,
                 settings.translator_dim,
@@ -143,31 +158,59 @@ class TranslatorTraining:
             NonFiniteLossError: If a part of the loss becomes NaN or infinite. The last checkpoint
                 stays as it was.
         """
-        total = self.settings.translator_iterations
+        if self.iteration == 0:
+            self._choose_start()
+        sums: dict[str, Tensor] = {}  # on the device, so that nothing waits for them
+        started, since = time.perf_counter(), self.iteration
+        for parts in self._steps(self.settings.translator_iterations, "Step A"):
+            for name, part in parts.items():
+                sums[name] = part + sums.get(name, 0)
+            if self.iteration % REPORT_EVERY == 0 or self.is_finished:
+                steps = self.iteration - since
+                figures = {name: float(value) / steps for name, value in sums.items()}
+                seen = steps * 2 * self.settings.translator_batch
+                self._report(figures, seen / (time.perf_counter() - started))
+                self._save()
+                sums.clear()
+                started, since = time.perf_counter(), self.iteration
+
+    def _choose_start(self) -> None:
+        """Try several initial weights, and go on from where the best of them has come."""
+        settings = self.settings
+        trial = min(TRIAL, int(TRIAL_SHARE * settings.translator_iterations))
+        if settings.translator_starts == 1 or trial == 0:
+            return
+        lowest, best = math.inf, self._state()
+        source = self.ranges[SOURCE]
+        for start in range(settings.translator_starts):
+            self.iteration = 0
+            self._build(start)
+            self.ranges[SOURCE] = source.inverted if start % 2 else source
+            which = f"Step A, start {start + 1} of {settings.translator_starts}"
+            losses = [parts["adversarial"] for parts in self._steps(trial, which)]
+            loss = float(torch.stack(losses[trial // 2 :]).mean())
+            self.log(f"{which}: adversarial {loss:.4f} in iterations {trial // 2} to {trial}")
+            if loss < lowest:
+                lowest, best = loss, copy.deepcopy(self._state())
+        self._restore(best)
+        self._save()
+
+    def _steps(self, until: int, description: str) -> Iterator[dict[str, Tensor]]:
+        """Take all steps up to an iteration; gives the parts of each one's loss."""
         batches: DataLoader[Tensor] = DataLoader(
             self.batches,
             batch_size=None,
-            sampler=range(self.iteration, total),
+            sampler=range(self.iteration, until),
             num_workers=self.workers,
         )
-        sums: dict[str, Tensor] = {}  # on the device, so that nothing waits for them
-        started, since = time.perf_counter(), self.iteration
-        bar = tqdm(total=total, initial=self.iteration, desc="Step A", leave=False, disable=None)
-        with bar:
+        with tqdm(
+            total=until, initial=self.iteration, desc=description, leave=False, disable=None
+        ) as bar:
             for images in batches:
                 parts = self.step(images.to(self.device, non_blocking=True))
                 self.iteration += 1
                 bar.update()
-                for name, part in parts.items():
-                    sums[name] = part + sums.get(name, 0)
-                if self.iteration % REPORT_EVERY == 0 or self.is_finished:
-                    steps = self.iteration - since
-                    figures = {name: float(value) / steps for name, value in sums.items()}
-                    seen = steps * len(images)
-                    self._report(figures, seen / (time.perf_counter() - started))
-                    self._save()
-                    sums.clear()
-                    started, since = time.perf_counter(), self.iteration
+                yield parts
 
     def step(self, images: Tensor) -> dict[str, Tensor]:
         """Improve translator and discriminator once.
@@ -261,10 +304,11 @@ class TranslatorTraining:
         cycle = self.translator.cycle(
             source, torch.full((len(source),), SOURCE, device=self.device)
         )
+        sign = -1 if self.ranges[SOURCE].low > self.ranges[SOURCE].high else 1
         columns = {
-            "labelled": source,
+            "labelled": sign * source,
             "translated": cycle.translation,
-            "and back": cycle.cycled,
+            "and back": sign * cycle.cycled,
             "unlabelled": target,
         }
         figure = Figure(figsize=(2 * len(columns), 2 * len(source)), layout="constrained")
@@ -281,6 +325,10 @@ class TranslatorTraining:
     # ------------------------------------------------------------------------------- checkpoint
 
     def _save(self) -> None:
+        with replacing(self.folder / CHECKPOINT) as partial:
+            torch.save(self._state(), partial)
+
+    def _state(self) -> dict[str, Any]:
         state: dict[str, Any] = {
             "iteration": self.iteration,
             "ranges": [list(asdict(each).values()) for each in self.ranges],
@@ -293,8 +341,7 @@ class TranslatorTraining:
                 "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
                 "pools": [pool.images for pool in self.pools],
             }
-        with replacing(self.folder / CHECKPOINT) as partial:
-            torch.save(state, partial)
+        return state
 
     def _read(self) -> dict[str, Any] | None:
         file = self.folder / CHECKPOINT
@@ -311,6 +358,7 @@ class TranslatorTraining:
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.iteration = state["iteration"]
+        self.ranges[:] = _ranges(state)  # in place, because the crops are drawn from them
         self.translator.load_state_dict(state["translator"])
         if not self.is_finished:
             self.discriminator.load_state_dict(state["discriminator"])
@@ -318,4 +366,7 @@ class TranslatorTraining:
                 optimizer.load_state_dict(values)
             for pool, images in zip(self.pools, state["pools"], strict=True):
                 pool.images = images
-            self.log(f"Step A goes on at iteration {self.iteration}.")
+
+
+def _ranges(state: dict[str, Any]) -> list[IntensityRange]:
+    return [IntensityRange(*map(tuple, pair)) for pair in state["ranges"]]

@@ -1,5 +1,6 @@
 """Step A: what it draws, what it learns, and that it goes on where it was."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nnunet_ext.errors import CheckpointError, NonFiniteLossError, UserError
+from nnunet_ext.networks.translator import SOURCE, TARGET
 from nnunet_ext.translation import training
 from nnunet_ext.translation.crops import CropBatches, crop_shape, is_flat, pad
 from nnunet_ext.translation.intensities import IntensityRange, survey
@@ -85,6 +87,14 @@ def test_what_is_outside_the_range_is_clipped() -> None:
     np.testing.assert_array_equal(
         intensities.to_unit(np.array([[-1, 0, 1, 2, 9]], np.float32)), [[-1, -1, 0, 1, 1]]
     )
+
+
+def test_an_inverted_range_makes_dark_of_bright() -> None:
+    intensities = IntensityRange((0.0,), (10.0,)).inverted
+    voxels = np.array([[0, 2, 10, 12]], np.float32)
+    unit = intensities.to_unit(voxels)
+    np.testing.assert_allclose(unit, [[1, 0.6, -1, -1]], atol=1e-6)
+    np.testing.assert_allclose(intensities.from_unit(unit), [[0, 2, 10, 10]], atol=1e-5)
 
 
 def test_the_range_leaves_out_the_extreme_half_per_cent() -> None:
@@ -245,7 +255,7 @@ def test_a_stopped_training_ends_as_one_that_was_not(
     step = stopped.step
 
     def killed(images: torch.Tensor) -> Any:
-        if stopped.iteration == 3:
+        if stopped.iteration == 3:  # no trial gets as far
             raise KeyboardInterrupt
         return step(images)
 
@@ -263,6 +273,44 @@ def test_a_stopped_training_ends_as_one_that_was_not(
     assert finished.is_finished
     assert same(finished.translator.state_dict(), straight.translator.state_dict())
     assert finished.ranges == straight.ranges
+
+
+@pytest.mark.parametrize("best", [0, 1, 2])
+def test_the_start_that_looks_most_real_goes_on(tmp_path: Path, best: int) -> None:
+    lines: list[str] = []
+    three = TranslatorSettings(**SMALL | {"translator_iterations": 16, "translator_starts": 3})
+    tried = TranslatorTraining((Phantoms(), Phantoms(True)), three, tmp_path, CPU, lines.append)
+    states: list[dict[str, Any]] = []
+    step = tried.step
+
+    def scored(images: torch.Tensor) -> Any:
+        parts = step(images)
+        if tried.iteration == 1:  # the last of two steps
+            states.append(copy.deepcopy(tried.translator.state_dict()))
+        return parts | {"adversarial": torch.tensor(float(len(states) - 1 != best))}
+
+    tried.step = scored  # type: ignore[method-assign]
+    tried._choose_start()
+    assert len(states) == len(lines) == 3
+    assert not same(states[0], states[1])
+    resumed = TranslatorTraining((Phantoms(), Phantoms(True)), three, tmp_path, CPU, lines.append)
+    for chosen in (tried, resumed):
+        assert chosen.iteration == 2
+        assert same(chosen.translator.state_dict(), states[best])
+        assert chosen.batches.ranges is chosen.ranges
+        # in every other start the source is inverted
+        assert (chosen.ranges[SOURCE].low > chosen.ranges[SOURCE].high) == (best == 1)
+        assert chosen.ranges[TARGET].low < chosen.ranges[TARGET].high
+    assert [len(pool.images) for pool in resumed.pools] == [2, 2]
+
+
+@pytest.mark.parametrize("changed", [{"translator_starts": 1}, {"translator_iterations": 7}])
+def test_one_start_or_few_steps_need_no_trials(tmp_path: Path, changed: dict[str, int]) -> None:
+    tried = make(tmp_path, **{"translator_iterations": 16} | changed)
+    before = copy.deepcopy(tried.translator.state_dict())
+    tried._choose_start()
+    assert tried.iteration == 0
+    assert same(tried.translator.state_dict(), before)
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
