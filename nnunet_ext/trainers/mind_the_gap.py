@@ -220,10 +220,6 @@ class MindTheGapTrainer(ExtensionTrainer):
         if sheets and self.local_rank == 0:
             shutil.copyfile(sheets[-1], Path(self.output_folder, SHEET))
 
-    @property
-    def _uses_translations(self) -> bool:
-        return Path(self.preprocessed_dataset_folder) != self.labelled_folder
-
     def _accept(self, state: dict[str, Any], filename: str) -> None:
         super()._accept(state, filename)
         self._translations = state.get(TRANSLATIONS_KEY, "")
@@ -322,7 +318,8 @@ class MindTheGapTrainer(ExtensionTrainer):
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Predict translated held-out cases, which are never masked."""
-        if self.mind_the_gap.translator_iterations and not self._uses_translations:  # with --val
+        untranslated = Path(self.preprocessed_dataset_folder) == self.labelled_folder
+        if self.mind_the_gap.translator_iterations and untranslated:  # with --val
             self._use_translated_images()
         with self._answering_as_source():
             super().perform_actual_validation(save_probabilities)

@@ -40,6 +40,10 @@ def make(world: World, folder: Path, **changed: Any) -> Path:
     return translated_cases(domains(world), settings(**changed), beside, CPU, log=lambda _: None)
 
 
+def untrained(world: World, folder: Path, **changed: Any) -> TranslatorTraining:
+    return TranslatorTraining(domains(world), settings(**changed), folder, CPU, log=lambda _: None)
+
+
 @pytest.mark.parametrize("dim", [2, 3])
 def test_cases_keep_labels_and_properties(make_world: MakeWorld, tmp_path: Path, dim: int) -> None:
     world = make_world(channels=2)
@@ -99,9 +103,7 @@ def test_an_interruption_leaves_no_cases(
 def test_sizes_that_do_not_fit_the_networks_are_padded_and_cut_again(
     make_world: MakeWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dim: int
 ) -> None:
-    training = TranslatorTraining(
-        domains(make_world()), settings(dim=dim), tmp_path, CPU, log=lambda _: None
-    )
+    training = untrained(make_world(), tmp_path, dim=dim)
     monkeypatch.setattr(training.translator, "forward", lambda images, domain: images)
     training.ranges = training.ranges[:1] * 2
     low, high = training.ranges[SOURCE].low[0], training.ranges[SOURCE].high[0]
@@ -112,9 +114,7 @@ def test_sizes_that_do_not_fit_the_networks_are_padded_and_cut_again(
 def test_small_images_are_padded_as_in_training(
     make_world: MakeWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    training = TranslatorTraining(
-        domains(make_world()), settings(), tmp_path, CPU, log=lambda _: None
-    )
+    training = untrained(make_world(), tmp_path)
     given = []
 
     def recording(images: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
@@ -134,7 +134,7 @@ def test_what_lies_outside_of_nnunets_mask_stays_zero(
     make_world: MakeWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = make_world(channels=2)
-    training = TranslatorTraining(domains(world), settings(), tmp_path, CPU, log=lambda _: None)
+    training = untrained(world, tmp_path)
     monkeypatch.setattr(training.translator, "forward", lambda images, domain: images - 0.5)
     source = domains(world)[0]
     load_case = source.load_case
@@ -156,9 +156,7 @@ def test_what_lies_outside_of_nnunets_mask_stays_zero(
 def test_slices_without_contrast_only_change_their_range(
     make_world: MakeWorld, tmp_path: Path
 ) -> None:
-    training = TranslatorTraining(
-        domains(make_world()), settings(), tmp_path, CPU, log=lambda _: None
-    )
+    training = untrained(make_world(), tmp_path)
     voxels = torch.rand(1, 2, 12, 12).numpy()
     voxels[:, 1] = training.ranges[SOURCE].low[0]
     translated = translate(voxels, training)
