@@ -19,6 +19,12 @@ Decathlon), deals its cases into a source half, unlabelled and test ones, and wr
 
 - Dataset116_HippocampusLocal: in the target only the posterior part looks different, inverted and
   with a coarse texture.
+
+``python benchmarks/cross_modality.py example`` makes the data of the worked example in
+docs/mind_the_gap.md, the same cases as in 112:
+
+- Dataset011_MR: source with labels;
+- Dataset012_Pseudo: unlabelled ones and the test set.
 """
 
 import argparse
@@ -208,8 +214,15 @@ def local() -> None:
     write("Dataset116_HippocampusLocal", raw, source, unlabelled, test, look=write_local)
 
 
+def example() -> None:
+    """Hippocampus: each modality in a data set of its own."""
+    raw, source, unlabelled, test = deal()
+    write("Dataset011_MR", raw, source, {}, {})
+    write("Dataset012_Pseudo", raw, {}, unlabelled, test, look=write_pseudo)
+
+
 if __name__ == "__main__":
-    tasks = {task.__name__: task for task in (cardiac, hippocampus, local)}
+    tasks = {task.__name__: task for task in (cardiac, hippocampus, local, example)}
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

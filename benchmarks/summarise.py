@@ -133,7 +133,8 @@ def _number(value: float, digits: int) -> str:
 
 def _difference(row: Any) -> tuple[str, str]:
     # compare() gives the other arm minus the baseline; the full method is what matters here
-    text = f"{-row['difference']:+.3f} [{-row['high']:+.3f}, {-row['low']:+.3f}]"
+    values = (0.0 - row[key] for key in ("difference", "high", "low"))  # no -0.0
+    text = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*values)
     p = row["p_holm"]
     return text, "< 0.001" if p < 1e-3 else f"{p:.3f}"
 

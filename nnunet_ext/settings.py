@@ -150,8 +150,9 @@ def _validate(settings_class: type[S], block: Mapping[str, Any], where: str) -> 
         # one message for each kind of value that would be allowed
         _, *others = [each["msg"] for each in error.errors() if each["loc"][0] == key]
         choices = [first["msg"], *(other.removeprefix("Input should be ") for other in others)]
+        allowed_values = " or ".join(choices).replace("a valid array", "an array such as [0, 1]")
         raise SettingsError(
-            f'{where}: "{key}" is {json.dumps(first["input"])}. {" or ".join(choices)}.'
+            f'{where}: "{key}" is {json.dumps(first["input"])}. {allowed_values}.'
         ) from None
 
 

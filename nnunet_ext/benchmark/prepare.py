@@ -109,17 +109,21 @@ def prepare(layout: Layout, say: Say) -> Prepared:
         noisy = _write_noisy_raw(layout, raw, cases)
         folders = {RAW: layout.noisy_raw, PREPROCESSED: layout.noisy_preprocessed}
     preprocessed = folders[PREPROCESSED] / benchmark.dataset
-    for plans in _names_of_plans(benchmark):
-        _plan_and_preprocess(layout, folders, plans, len(cases), say)
-    splits = _splits(layout, preprocessed, sorted(cases))
+    splits = _splits(layout, sorted(cases))
     domains = read_domains(dataset_json, str(raw / "dataset.json"))
     trainings = {
         arm: _with_domains(find_training(benchmark, arm), layout, splits, domains)
         for arm in benchmark.arms
     }
     for arm, training in trainings.items():
-        if not training.problem and training.trainer != benchmark.arms[arm].trainer:
+        if training.problem:
+            say(f"{arm} cannot be trained: {training.problem}")
+        elif training.trainer != benchmark.arms[arm].trainer:
             say(f"{arm}: trained by {training.trainer}, which takes the settings")
+    if all(training.problem for training in trainings.values()):
+        raise UserError("None of the arms can be trained.")
+    for plans in _names_of_plans(benchmark):
+        _plan_and_preprocess(layout, folders, plans, len(cases), say)
     _write_preprocessed(layout, preprocessed, trainings, splits)
     _write_truth(
         layout, {case: Path(str(case_files["label"])) for case, case_files in cases.items()}
@@ -266,9 +270,10 @@ def _is_preprocessed(preprocessed: Path, configuration: Mapping[str, Any], cases
 # ------------------------------------------------------------------------ the benchmark's folders
 
 
-def _splits(layout: Layout, preprocessed: Path, cases: list[str]) -> list[Split]:
+def _splits(layout: Layout, cases: list[str]) -> list[Split]:
     """Training and held-out cases of each fold; those of an earlier run stay."""
-    own, users = layout.dataset / SPLITS_FILE, preprocessed / SPLITS_FILE
+    users = nnunet_folder(PREPROCESSED, must_exist=False) / layout.benchmark.dataset / SPLITS_FILE
+    own = layout.dataset / SPLITS_FILE
     if own.exists():
         splits = read_json(own)
     elif layout.benchmark.splits is not None:

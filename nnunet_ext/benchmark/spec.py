@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -14,9 +14,15 @@ from nnunet_ext.benchmark.degradation import Degradation
 from nnunet_ext.benchmark.label_noise import LabelNoise
 from nnunet_ext.errors import UserError
 from nnunet_ext.files import read_json, replacing
+from nnunet_ext.near import did_you_mean
 from nnunet_ext.settings import PLANS_KEY, STRICT, read_training_settings
 
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
 FILE_NAME = "benchmark.json"
+
+_DATASET = re.compile(r"Dataset\d{3}_[\w.-]+")
 
 MAY_GROW = ("description", "arms", "configurations", "folds", "seeds", "baseline", "degradations")
 """Fields that may change without making finished trainings useless."""
@@ -57,7 +63,7 @@ class PlanChanges:
 class Benchmark:
     """Everything that decides a benchmark's result, but not where and how fast it runs."""
 
-    dataset: Annotated[str, Field(pattern=r"^Dataset\d{3}_\w+$")]
+    dataset: Annotated[str, Field(description="full name, as Dataset004_Hippocampus")]
     arms: Annotated[dict[str, Arm], Field(min_length=1)]
     plans: str = "nnUNetPlans"
     configurations: Annotated[tuple[str, ...], Field(min_length=1)] = ("3d_fullres",)
@@ -82,6 +88,10 @@ class Benchmark:
     description: str = ""
 
     def __post_init__(self) -> None:
+        if not _DATASET.fullmatch(self.dataset):
+            raise ValueError(
+                f'dataset "{self.dataset}" must be a full name, such as Dataset004_Hippocampus'
+            )
         for name in self.arms:
             self._check_arm(name)
         shared = [group for group in _grouped(self.arms) if len(group) > 1]
@@ -97,7 +107,10 @@ class Benchmark:
         if "seed" in self.settings:
             raise ValueError('"settings" must not hold a seed; "seeds" says how many there are')
         if self.splits is not None and max(self.folds) >= len(self.splits):
-            raise ValueError(f"fold {max(self.folds)} is not among the {len(self.splits)} splits")
+            raise ValueError(
+                f"fold {max(self.folds)} is not among the {len(self.splits)} splits; say which "
+                '"folds" to train, they are 0 to 4 unless given'
+            )
         for name in self.degradations:
             if slug(name) != name:
                 raise ValueError(f'name of degradation "{name}": only letters, digits, "-"')
@@ -140,6 +153,16 @@ class Benchmark:
         """The subject that a case belongs to; the case itself if nothing is said or matches."""
         match = re.search(self.subject, case) if self.subject else None
         return match[1] if match else case
+
+
+_OWNERS: dict[str, Any] = {
+    "arms": Arm,
+    "splits": Split,
+    "plan_changes": PlanChanges,
+    "label_noise": LabelNoise,
+    "degradations": Degradation,
+}
+"""Field of a benchmark -> what its values, or the values in it, are made of."""
 
 
 def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
@@ -190,12 +213,20 @@ def from_content(content: Any, where: str) -> Benchmark:
     try:
         return TypeAdapter(Benchmark).validate_json(json.dumps(content))
     except ValidationError as error:
-        problems = [
-            f"{'.'.join(map(str, each['loc'])) or 'the file'}: {each['msg']}"
-            for each in error.errors()
-        ]
-        listed = "".join(f"\n  - {problem}" for problem in problems)
+        listed = "".join(f"\n  - {_problem(each)}" for each in error.errors())
         raise UserError(f"{where} is not a valid benchmark:{listed}") from None
+
+
+def _problem(error: "ErrorDetails") -> str:
+    place = ".".join(map(str, error["loc"]))
+    if error["type"] == "unexpected_keyword_argument":
+        first, *inner = error["loc"]
+        owner = _OWNERS[str(first)] if inner else Benchmark
+        allowed = sorted(field.name for field in dataclasses.fields(owner))
+        name = str(error["loc"][-1])
+        return f"{place} is unknown.{did_you_mean(name, allowed)} Allowed: {', '.join(allowed)}."
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{place}: {message}" if place else message
 
 
 def read(path: Path) -> Benchmark:
@@ -247,7 +278,8 @@ def _refuse_another(before: Benchmark, now: Benchmark, folder: Path) -> None:
     if differences:
         raise UserError(
             f"{folder} holds another benchmark: {'; '.join(differences)}. Name another folder with "
-            "--out, or another arm; what is finished would not be comparable."
+            "--out, or another arm; what is finished would not be comparable. If nothing is, you "
+            "may delete the folder."
         )
 
 

@@ -200,9 +200,10 @@ def _find(
     path = Path(what)
     if path.suffix == ".json" or (path / spec.FILE_NAME).exists():
         if trainers or given:
+            options = ["trainers"] * bool(trainers) + list(given)
+            option = {"settings": "--epochs or --set"}.get(options[0], f"--{options[0]}")
             raise UserError(
-                f"{path} says what to run; --{next(iter(given), 'trainers')} would contradict it. "
-                "Change the file instead."
+                f"{path} says what to run; {option} would contradict it. Change the file instead."
             )
         folder = path if path.is_dir() else Path(f"benchmark_{path.stem}")
         return spec.read(path), out or folder

@@ -4,18 +4,22 @@ import copy
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from nnunet_ext.cli.plans_file import Configuration, PlansFile, open_plans
-from nnunet_ext.errors import UserError
+from nnunet_ext.domains.splits import SPLITS_FILE
+from nnunet_ext.errors import SettingsError, UserError
+from nnunet_ext.files import read_json
 from nnunet_ext.settings import METHODS, PLANS_KEY, read_method_settings, read_training_settings
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+NNUNETS_FOLDS = 5
+"""How many folds nnU-Net makes if nobody has."""
 STOCK_NAMES = ("2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres")
 """Configurations that nnU-Net's planners write; planning again would write over ours."""
 
@@ -83,8 +87,8 @@ def configure(
         )
     changes = [parse(assignment) for assignment in assignments]
     plans_file = open_plans(dataset, plans)
-    _refuse_base(plans_file, base, name)
     _refuse_name(plans_file, name, overwrite)
+    _refuse_base(plans_file, base, name)
     configuration = _varied(plans_file, base, name, changes)
     if previous_stage is not None:
         _refuse_previous_stage(plans_file, base, name, previous_stage)
@@ -209,7 +213,10 @@ def put(settings: Any, path: list[str], value: Any, where: str) -> None:
 
 def _refuse_wrong_settings(configuration: Configuration, where: str) -> None:
     """Read all settings that a configuration holds; the method's classes cost seconds."""
-    read_training_settings(configuration, where)
+    try:
+        read_training_settings(configuration, where)
+    except SettingsError as error:
+        raise SettingsError(f"{error}{_missing_prefix(configuration)}") from None
     methods = [key for key in configuration.get(PLANS_KEY, {}) if key in METHODS]
     if methods:
         from nnunet_ext.cli.catalogue import method_settings
@@ -217,6 +224,19 @@ def _refuse_wrong_settings(configuration: Configuration, where: str) -> None:
         classes = method_settings()
         for method in methods:
             read_method_settings(configuration, method, classes[method], where)
+
+
+def _missing_prefix(configuration: Configuration) -> str:
+    """Say where settings of a method belong that were set without its name."""
+    from nnunet_ext.cli.catalogue import method_settings
+
+    meant = [
+        f"{method}.{field.name}"
+        for method, settings_class in method_settings().items()
+        for field in fields(settings_class)
+        if field.name in configuration[PLANS_KEY]
+    ]
+    return f" A method's settings need its name: {', '.join(meant)}." if meant else ""
 
 
 def _announce_to_previous_stage(plans_file: PlansFile, name: str) -> None:
@@ -253,12 +273,17 @@ def _report(plans_file: PlansFile, dataset: str, name: str) -> None:
             f'\n"{previous}". Train that from now on, or if it is trained, run for each FOLD:'
         )
         typer.echo(f"nnUNetv2_train {dataset} {previous} FOLD {options} --val")
-    typer.echo("\nTrain with it, for FOLD 0 to 4:")
+    typer.echo(f"\nTrain with it, for FOLD 0 to {_number_of_folds(plans_file) - 1}:")
     typer.echo(f"nnUNetv2_train {dataset} {name} FOLD {options}")
     if not suitable:
         typer.echo(f"No trainer reads all of {', '.join(methods)}; TRAINER may be one of your own.")
     elif len(suitable) > 1:
         typer.echo(f"Other trainers that read these settings: {', '.join(suitable[1:])}.")
+
+
+def _number_of_folds(plans_file: PlansFile) -> int:
+    splits = plans_file.path.with_name(SPLITS_FILE)
+    return len(read_json(splits)) if splits.exists() else NNUNETS_FOLDS
 
 
 def _suitable_trainers(plans_file: PlansFile, suitable: list[str]) -> list[str]:

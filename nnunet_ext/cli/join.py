@@ -52,6 +52,14 @@ def join(
         several = f" and {len(renamed) - 1} more" if len(renamed) > 1 else ""
         print_plain(console, f"Renamed, because several data sets have them: {renamed[0]}{several}")
     print_plain(console, f"Wrote {joined.folder}")
+    if joined.unlabelled and "CT" in joined.content[joining.CHANNELS].values():
+        print_plain(
+            console,
+            "Unless the images without labels are CT as well, replace CT by another name in "
+            "channel_names of its dataset.json before you plan: nnU-Net would clip and scale them "
+            "by the intensities of labelled CT.",
+            "yellow",
+        )
     print_plain(
         console,
         f"Next: nnUNetv2_plan_and_preprocess -d {number} --verify_dataset_integrity",

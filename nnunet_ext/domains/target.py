@@ -51,7 +51,7 @@ def find(predictions: Path, labels: Path | None) -> Target:
             :data:`LABEL_FOLDERS` in the raw data set of the model.
 
     Raises:
-        UserError: If there are no predictions or no labels of them.
+        UserError: If there are no predictions, no such folder or no labels of them.
     """
     for name in (DATASET_JSON, PLANS_JSON):
         if not (predictions / name).is_file():
@@ -66,6 +66,8 @@ def find(predictions: Path, labels: Path | None) -> Target:
     if not predicted:
         raise UserError(f"{predictions} holds no predictions (*{ending}).")
     if labels is not None:
+        if not labels.is_dir():
+            raise UserError(f"--labels {labels}: there is no such folder.")
         folders = [labels]
     else:
         raw = nnunet_folder(RAW) / plans["dataset_name"]

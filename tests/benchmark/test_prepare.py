@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,29 @@ def test_what_the_data_set_cannot_serve_is_named(
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"folds": [3]}, "There is no fold 3"),
+        ({"arms": {"stock": {"trainer": "CateNormTrainr"}}}, "None of the arms can be trained"),
+    ],
+)
+def test_mistakes_are_found_before_hours_of_preprocessing(
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[str, Any],
+    message: str,
+) -> None:
+    shutil.rmtree(world.root / "preprocessed" / DATASET / f"{PLANS}_data")
+    monkeypatch.setattr(commands, "run_command", lambda *_: pytest.fail("preprocessed in vain"))
+    with pytest.raises(UserError) as error:
+        prepare(world, **changes)
+    assert message in str(error.value)
+    if "arms" in changes:
+        assert "Did you mean CateNormTrainer?" in capsys.readouterr().out
+
+
 def test_the_second_stage_of_a_cascade_is_refused(make_world: MakeWorld) -> None:
     world = make_world(cascade=True)
     world.write_raw()
@@ -227,6 +251,7 @@ def test_noisy_labels_are_for_training_and_clean_ones_for_the_scores(
     noise = {"drop_label": 2, "drop_share": 0.5}
     layout, prepared = prepare(world, label_noise=noise)
     assert len(prepared.noisy) == 2
+    assert prepared.folds == {0: ["case_3"]}  # the user's splits_final.json
     raw = layout.noisy_raw / DATASET
     described = json.loads((raw / "dataset.json").read_text())
     for case in CASES:

@@ -45,11 +45,18 @@ def test_what_is_written_is_what_was_read(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"arms": {}}, "arms"),
-        ({"dataset": "4"}, "dataset"),
+        ({"dataset": "4"}, 'dataset "4" must be a full name, such as Dataset004_Hippocampus'),
+        ({"dataset": "Dataset001_a/b"}, "must be a full name"),
         ({"folds": []}, "folds"),
         ({"seeds": 0}, "seeds"),
-        ({"trainers": ["a"]}, "trainers"),
-        ({"folds": [2]}, "fold 2 is not among the 2 splits"),
+        ({"trainers": ["a"]}, "trainers is unknown. Allowed: arms, baseline"),
+        ({"degradation": {}}, "degradation is unknown. Did you mean degradations?"),
+        ({"arms": {"a": {"trainr": "T"}}}, "arms.a.trainr is unknown. Did you mean trainer?"),
+        ({"splits": [{"val": "a"}]}, "splits.0.val is unknown. Did you mean validation?"),
+        ({"label_noise": {"drop": 1}}, "label_noise.drop is unknown. Did you mean drop_"),
+        ({"degradations": {"blur": {"blurr": 1.0}}}, "blurr is unknown. Did you mean blur?"),
+        ({"plan_changes": {"patch": [8, 8]}}, "patch is unknown. Did you mean patch_size?"),
+        ({"folds": [2]}, 'fold 2 is not among the 2 splits; say which "folds"'),
         ({"baseline": "other"}, 'baseline "other" is none of the arms'),
         ({"settings": {"epochs": 3}}, 'unknown setting "epochs"'),
         ({"settings": {"seed": 3}}, "must not hold a seed"),
@@ -67,6 +74,11 @@ def test_what_is_wrong_is_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as error:
         make(**changes)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["Dataset004_Hippocampus", "Dataset010_My-Data.2"])
+def test_every_name_that_join_gives_can_be_benchmarked(name: str) -> None:
+    assert make(dataset=name).dataset == name
 
 
 def test_settings_of_an_arm_add_to_those_of_all() -> None:

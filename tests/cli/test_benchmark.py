@@ -139,7 +139,8 @@ def test_an_interruption_says_how_to_go_on(cli: Cli, started: dict[str, Any]) ->
         (["777", "--trainers", "T", "--set", "num_epochs=0"], "num_epochs"),
         (["777", "--trainers", "A b", "A-b"], "would share a folder"),
         (["missing.json"], "Cannot read missing.json"),
-        (["missing.json", "--trainers", "T"], "would contradict it"),
+        (["missing.json", "--trainers", "T"], "--trainers would contradict it"),
+        (["missing.json", "--epochs", "3"], "--epochs or --set would contradict it"),
     ],
 )
 def test_what_is_wrong_is_named_and_nothing_is_started(

@@ -105,6 +105,17 @@ def test_command_to_train_is_printed_for_the_trainer_of_these_plans(configure: C
     assert "\nnnUNetv2_train 4 new FOLD -tr CateNormTrainer -p CateNormPlans\n" in outcome.out
 
 
+@pytest.mark.parametrize("folds", [None, 3])
+def test_folds_to_train_are_those_of_the_data_set(
+    configure: Configure, plans_path: Path, folds: int | None
+) -> None:
+    if folds is not None:
+        splits = [{"train": ["a"], "val": ["b"]}] * folds
+        plans_path.with_name("splits_final.json").write_text(json.dumps(splits))
+    outcome = configure("-c", "2d", "--name", "new", "--set", "num_epochs=2")
+    assert f"for FOLD 0 to {(folds or 5) - 1}:" in outcome.out
+
+
 def test_data_set_is_known_by_name_as_well(cli: Callable[..., Any], plans_path: Path) -> None:
     outcome = cli(
         *("configure", "Dataset004_Toy", "-p", "CateNormPlans", "-c", "2d"),
@@ -189,12 +200,15 @@ NEW = ("--name", "new", "--set", "num_epochs=2")
         (("--name", "new", "--set", "seed.x=4"), ["seed is 7"]),
         (("--name", "new", "--set", "catenorm.reducton=4"), ["reduction?", "Allowed: decoder"]),
         (("--name", "new", "--set", "catenorm.reduction=0"), ["reduction", "greater than"]),
+        (("--name", "new", "--set", "reduction=4"), ["need its name: catenorm.reduction."]),
+        (("--name", "new", "--set", "catenorm.encoder_stages=0,1"), ["an array such as [0, 1]"]),
         (("--name", "a__b", "--set", "num_epochs=2"), ['"a__b"', "double underscores"]),
         (("--name", "a/b", "--set", "num_epochs=2"), ['"a/b"']),
         (("--name", "_b", "--set", "num_epochs=2"), ['"_b"']),
         (("--name", "mine", "--set", "num_epochs=2"), ["--overwrite"]),
         (("--name", "by_hand", "--set", "seed=2", "--overwrite"), ["not made by this command"]),
         (("--name", "2d", "--set", "seed=2", "--overwrite", "-c", "3d_lowres"), ["not made by"]),
+        (("-c", "2d", "--name", "2d", "--set", "seed=2"), ["not made by", "another --name"]),
         (("-c", "mine", "--name", "mine", "--set", "seed=2", "--overwrite"), ["cannot inherit"]),
         ((*NEW, "-c", "3d_fulres"), ['"3d_fulres"', "Did you mean 3d_fullres?", "There are: 2d"]),
         ((*NEW, "--previous-stage", "3d_lowres"), ["Cascades in CateNormPlans: 3d_cascade_ful"]),

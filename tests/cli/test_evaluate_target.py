@@ -151,3 +151,9 @@ def test_a_mistake_is_explained_and_no_scores_are_written(
     assert outcome.code == 1
     assert message in outcome.err
     assert not (predicted / "target_scores.csv").exists()
+
+
+def test_a_folder_of_labels_that_does_not_exist_is_named(cli: Cli, predicted: Path) -> None:
+    outcome = cli("evaluate-target", str(predicted), "--labels", "nowhere")
+    assert outcome.code == 1
+    assert "--labels nowhere: there is no such folder" in outcome.err

@@ -35,6 +35,17 @@ def test_the_new_data_set_is_described_with_the_next_command(
     assert content["domains"] == {"a": "Bern", "Bern_b": "Bern", "Ulm_b": "Ulm", "c": "Ulm"}
 
 
+@pytest.mark.parametrize(("channel", "warned"), [("CT", True), ("image", False)])
+def test_labelled_ct_beside_images_without_labels_is_pointed_out_before_planning(
+    cli: Callable[..., Any], make_raw: MakeRaw, channel: str, warned: bool
+) -> None:
+    make_raw("Dataset001_Bern", ["a"], channel_names={"0": channel})
+    make_raw("Dataset003_Rome", ["d"])
+    outcome = cli("join", "1", "--id", "9", "--name", "All", "--unlabeled", "Rome")
+    assert outcome.code == 0, outcome.err
+    assert ("replace CT by another name" in outcome.out) == warned
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
