@@ -105,16 +105,18 @@ class TopKSigmaCompoundLoss(nn.Module):
 
         Args:
             net_output: Logits (B, C, *S), or one per scale, full resolution first; computed
-                in float32 at least.
+                in float32 at least. Logits of one scale are not weighted, even if ``stock`` is
+                wrapped for deep supervision.
             target: Labels (B, 1, *S), or regions (B, R, *S) and, where there is an ignore
                 label, its map as one more channel; one per scale like ``net_output``.
         """
         if self.noise is not None and not self.training:
             self._count(self.noise, net_output, target)
+        stock = self._single_scale if isinstance(net_output, Tensor) else self.stock
         if not (self.training and self.envelope.is_active):
-            stock: Tensor = self.stock(net_output, target)
-            return stock
-        scale_weights = getattr(self.stock, "weight_factors", [1.0])
+            loss: Tensor = stock(net_output, target)
+            return loss
+        scale_weights = getattr(stock, "weight_factors", [1.0])
         outputs = [net_output] if isinstance(net_output, Tensor) else net_output
         targets = [target] if isinstance(target, Tensor) else target
         single = self._single_scale

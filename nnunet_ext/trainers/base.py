@@ -31,6 +31,7 @@ from nnunet_ext.domains import sampling, validation
 from nnunet_ext.domains.assignment import read_domains, refuse_unfit_for_training
 from nnunet_ext.errors import NonFiniteLossError
 from nnunet_ext.settings import (
+    PLANS_KEY,
     TrainingSettings,
     decisive,
     read_method_settings,
@@ -94,6 +95,7 @@ class ExtensionTrainer(nnUNetTrainer):
 
     network: Any
     num_epochs: int
+    _best_ema: float | None
 
     def __init__(
         self,
@@ -118,6 +120,7 @@ class ExtensionTrainer(nnUNetTrainer):
         self.history = History()
         self._figures: dict[str, float] = {}
         self._bar: Any = None
+        self._phase_begins = False
 
     @property
     def image_channels(self) -> int:
@@ -214,12 +217,17 @@ class ExtensionTrainer(nnUNetTrainer):
         return optimizer, scheduler
 
     def _wrap_for_ddp(self) -> None:
+        if any(getattr(module, "recompute", False) for module in self.network.modules()):
+            # torch 2.1 to 2.5, at least, cannot compile what they would then have to take apart
+            torch._dynamo.config.optimize_ddp = False
         if self.leaves_parameters_unused:
             # stock nnU-Net has no way to ask for this, so its wrapper is replaced
             self.network = DistributedDataParallel(
                 unwrap(self.network, keep_compiled=True),
                 device_ids=[self.local_rank],
                 find_unused_parameters=True,
+                # they are equal on all ranks, and a rank without validation cases sends nothing
+                broadcast_buffers=False,
             )
         for name, module in self.auxiliary.items():
             module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
@@ -402,19 +410,20 @@ class ExtensionTrainer(nnUNetTrainer):
         """Record the pseudo-Dice of each domain."""
         counts = [count for output in val_outputs for count in output.pop("counts", ())]
         super().on_validation_epoch_end(val_outputs)
+        if self._phase_begins:
+            # an average over both phases would favour the first epochs of the new one
+            latest = float(self.logger.get_value("mean_fg_dice", step=-1))
+            self.logger.get_value("ema_fg_dice", step=None)[-1] = latest
+            self._phase_begins = False
         counts = [count for rank in self.gather(counts) for count in rank]
         background = not self.label_manager.has_regions
         for domain, dice in validation.pseudo_dice(counts, background).items():
             self.record(f"{domain}_pseudo_dice", dice)
 
-    def restart_average(self) -> None:
-        """Let the average that decides on the best checkpoint begin with this epoch.
-
-        Called at the end of the first validation of another phase: an average over both would
-        favour the first epochs of the new one.
-        """
-        latest = float(self.logger.get_value("mean_fg_dice", step=-1))
-        self.logger.get_value("ema_fg_dice", step=None)[-1] = latest
+    def begin_phase(self) -> None:
+        """Forget the best checkpoint: what is trained from this epoch on is not the same."""
+        self._best_ema = None
+        self._phase_begins = True
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Score held-out cases by domain, too."""
@@ -482,7 +491,9 @@ class ExtensionTrainer(nnUNetTrainer):
     def _accept(self, state: dict[str, Any], filename: str) -> None:
         """Look at the state in a checkpoint before anything is loaded; raise if it does not fit."""
         current = {method: decisive(settings) for method, settings in self.settings.items()}
-        checkpoints.refuse_other_settings(state["settings"], current, filename)
+        current[PLANS_KEY] = {"optimizer": self.training_settings.optimizer}
+        stored = {**state["settings"], PLANS_KEY: state["training_settings"]}
+        checkpoints.refuse_other_settings(stored, current, filename)
 
     def _best_ema_of_all_epochs(self) -> float | None:
         # nnU-Net writes the latest checkpoint before it looks whether this epoch is the best;

@@ -145,7 +145,7 @@ class CateNormTrainer(ExtensionTrainer):
         """Switch the second pass on once the plain phase is over."""
         if self.current_epoch >= self.plain_epochs and not self._unet.active:
             self._unet.activate(self.catenorm.initialisation)
-            self._best_ema = None  # of the plain phase; its network is not the one we train now
+            self.begin_phase()
             self.print_to_log_file("CateNorm: the second pass is switched on.")
         super().on_train_epoch_start()
 
@@ -193,8 +193,6 @@ class CateNormTrainer(ExtensionTrainer):
             second_pass_dice = float(self.logger.get_value("mean_fg_dice", step=-1))
             self.record("first_pass_dice", self._mean_dice(self._first_pass_scores))
             self.record("second_pass_dice", second_pass_dice)
-            if self.current_epoch == self.plain_epochs:
-                self.restart_average()
 
     def _mean_dice(self, scores: list[dict[str, Any]]) -> float:
         """Mean foreground Dice over all voxels of these validation steps, as nnU-Net's."""

@@ -103,8 +103,6 @@ class ConDSegTrainer(ExtensionTrainer):
     method_settings: ClassVar[dict[str, type]] = {"condseg": ConDSegSettings}
     leaves_parameters_unused: ClassVar[bool] = True
 
-    _best_ema: float | None
-
     @classmethod
     def build_network_architecture(
         cls,
@@ -197,8 +195,8 @@ class ConDSegTrainer(ExtensionTrainer):
         encoder[LR_FACTOR] = self.condseg.encoder_lr_factor if trained else 1
         if self.in_first_phase:
             self._best_ema = float("inf")  # with an untrained decoder nothing is worth keeping
-        elif self.current_epoch == self.first_phase_epochs:
-            self._best_ema = None
+        elif self._best_ema == float("inf"):
+            self.begin_phase()
             self.optimizer.state.clear()  # momentum of the first phase
             self.print_to_log_file("ConDSeg: the whole network is trained.")
         self._uncertain: list[Tensor] = []
@@ -217,7 +215,9 @@ class ConDSegTrainer(ExtensionTrainer):
     def _losses_of_encoder(self, data: Tensor, target: Any) -> Losses:
         loss = self.loss
         if isinstance(loss, DeepSupervisionWrapper):
-            loss, target = loss.loss, target[0]
+            loss = loss.loss
+        if isinstance(target, list):
+            target = target[0]
         # as one batch: DDP and batch normalisation want a single pass before each update
         views = torch.cat([data, self._strong_view(data)])
         plain, strong = self._encoder_logits(views).chunk(2)
@@ -283,12 +283,6 @@ class ConDSegTrainer(ExtensionTrainer):
         with self.network_answering([logits] if self.enable_deep_supervision else logits):
             scores = super().validation_step(batch)
         return scores
-
-    def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
-        """Let the second phase have an average of its own."""
-        super().on_validation_epoch_end(val_outputs)
-        if self.current_epoch == self.first_phase_epochs:
-            self.restart_average()
 
 
 class TwoPhasePolyLR(PolyLRScheduler):

@@ -8,6 +8,7 @@ from math import ceil
 from statistics import median
 from typing import Annotated, Any, ClassVar, Literal
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from pydantic import Field
@@ -120,7 +121,7 @@ class TopKSigmaMixin(ExtensionTrainer):
         labels = self.dataset_json["labels"]
         names = [name for name in labels if name not in ("background", "ignore")]
         if not self.label_manager.has_regions:
-            names.sort(key=lambda name: int(labels[name]))
+            names.sort(key=lambda name: int(np.ravel(labels[name])[0]))  # 1 or [1]
         return ["background", *names]
 
     @property

@@ -17,7 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 from nnunet_ext.errors import UserError
 from nnunet_ext.networks import ConDSegNet
 from nnunet_ext.networks.condseg import EncoderFirstUNet
-from nnunet_ext.trainers import condseg
+from nnunet_ext.trainers import ConDSegTrainer, condseg
+from nnunet_ext.trainers.topk_sigma import TopKSigmaMixin
 from tests import tiny
 
 MakeWorld = Callable[..., tiny.World]
@@ -46,6 +47,18 @@ def changed(trainer: Any, act: Callable[[], object]) -> set[str]:
     before = {name: parameter.detach().clone() for name, parameter in named.items()}
     act()
     return {name.split(".")[0] for name, p in named.items() if not torch.equal(p, before[name])}
+
+
+def stopped_after(epochs: int, trainer: Any) -> Callable[[], None]:
+    """What a trainer does at the end of an epoch, but then it is stopped."""
+    on_epoch_end: Callable[[], None] = trainer.on_epoch_end
+
+    def stop() -> None:
+        on_epoch_end()
+        if trainer.current_epoch == epochs:
+            raise KeyboardInterrupt
+
+    return stop
 
 
 class TestPhases:
@@ -112,6 +125,43 @@ class TestPhases:
         assert saved["current_epoch"] == 2
         logged = trainer.logger.get_value("ema_fg_dice", step=None)
         assert logged[1] == trainer.logger.get_value("mean_fg_dice", step=None)[1]
+
+    def test_a_training_that_is_shortened_past_the_change_of_phase_changes_it_at_once(
+        self, make_world: MakeWorld
+    ) -> None:
+        world = make_world(dim=2)
+        long = world.trainer("ConDSegTrainer", {"num_epochs": 8, "save_every": 1, **ENCODER})
+        long.on_epoch_end = stopped_after(3, long)
+        with pytest.raises(KeyboardInterrupt):
+            long.run_training()
+        short = world.trainer("ConDSegTrainer", {"num_epochs": 4, **ENCODER})
+        latest = Path(long.output_folder, "checkpoint_latest.pth")
+        short.load_checkpoint(str(latest))
+        assert short.current_epoch == 3
+        short.run_training()
+        best = torch.load(Path(short.output_folder, "checkpoint_best.pth"), weights_only=False)
+        assert best["current_epoch"] == 4
+        logged = short.logger.get_value("ema_fg_dice", step=None)
+        assert logged[3] == short.logger.get_value("mean_fg_dice", step=None)[3]
+
+    def test_the_top_k_sigma_loss_serves_both_phases_of_the_planned_decoder(
+        self, make_world: MakeWorld
+    ) -> None:
+        class Both(TopKSigmaMixin, ConDSegTrainer):
+            pass
+
+        world = make_world(dim=2)
+        envelope = {"topk_sigma": {"warm_up": 0.0, "ramp": 0.0, "sigma": 0.2, "top_fraction": 0.5}}
+        trainer = tiny.ready(
+            world.trainer(Both, settings(first_phase=0.5, decoder="plan") | envelope)
+        )
+        assert trainer.enable_deep_supervision
+        for epoch in (0, 1):
+            trainer.current_epoch = epoch
+            trainer.on_train_epoch_start()
+            parts(trainer, world.task)
+            left_out, _ = trainer.loss.pop_observed()
+            assert left_out.sum() > 0
 
     @pytest.mark.parametrize("decoder", ["condseg", "plan"])
     def test_the_first_phase_validates_the_light_head(

@@ -236,7 +236,7 @@ class TestLog:
         self, make_world: MakeWorld
     ) -> None:
         trainer = make_world().trainer("TopKSigmaTrainer")
-        trainer.dataset_json["labels"] = {"b": 2, "ignore": 3, "background": 0, "a": 1}
+        trainer.dataset_json["labels"] = {"b": 2, "ignore": 3, "background": 0, "a": [1]}
         assert trainer.class_names == ["background", "a", "b"]
 
 
