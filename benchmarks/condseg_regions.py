@@ -33,7 +33,7 @@ from nnunet_ext import pictures
 from nnunet_ext.losses.decoupling import region_probabilities
 from nnunet_ext.networks.condseg import DecoupledLogits
 from nnunet_ext.networks.condseg_parts import resize
-from nnunet_ext.trainers.base import unwrap
+from nnunet_ext.trainers.distributed import unwrap
 
 REGIONS = ("foreground", "background", "uncertain")
 SHARE = "uncertain_share"

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from nnunet_ext.augmentation import amplitude_mixup
 from nnunet_ext.losses import RestorationLoss
-from nnunet_ext.trainers.base import unwrap
+from nnunet_ext.trainers.distributed import unwrap
 from nnunet_ext.trainers.ram_dsir import RESTORATION
 
 COLUMNS = ("original", "partner", "mixed", "restored")

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
@@ -19,8 +18,6 @@ from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
-from torch import distributed as dist
-from torch._dynamo import OptimizedModule
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -38,6 +35,7 @@ from nnunet_ext.settings import (
     read_training_settings,
 )
 from nnunet_ext.trainers import checkpoint as checkpoints
+from nnunet_ext.trainers.distributed import average_gradients, gather, unwrap
 from nnunet_ext.trainers.history import History
 
 Losses: TypeAlias = dict[str, Tensor]
@@ -48,8 +46,6 @@ GRADIENT_NORM = 12
 ADAM_LR = 1e-3
 LR_FACTOR = "lr_factor"
 """Key of a parameter group: its share of the learning rate that the schedule gives to all."""
-PATIENCE = timedelta(days=30)
-"""How long ranks wait for one that works alone."""
 SEED_STRIDE = 100_003
 """Prime, so that seeds of different runs do not meet in neighbouring epochs."""
 
@@ -351,7 +347,7 @@ class ExtensionTrainer(nnUNetTrainer):
             total.backward()
             if update.optimizer is not None and self.is_ddp:
                 # some auxiliary networks cannot be wrapped; for others this changes nothing
-                _average_gradients(_parameters_of(optimizer))
+                average_gradients(_parameters_of(optimizer))
             nn.utils.clip_grad_norm_(_parameters_of(optimizer), GRADIENT_NORM)
             optimizer.step()
         else:
@@ -379,7 +375,7 @@ class ExtensionTrainer(nnUNetTrainer):
             self._bar = None
         parts = [output.pop("parts") for output in train_outputs]
         super().on_train_epoch_end(train_outputs)
-        parts = [part for rank in self.gather(parts) for part in rank]
+        parts = [part for rank in gather(parts) for part in rank]
         names = list(dict.fromkeys(name for part in parts for name in part))
         self.history.losses += [name for name in names if name not in self.history.losses]
         for name in names:
@@ -415,7 +411,7 @@ class ExtensionTrainer(nnUNetTrainer):
             latest = float(self.logger.get_value("mean_fg_dice", step=-1))
             self.logger.get_value("ema_fg_dice", step=None)[-1] = latest
             self._phase_begins = False
-        counts = [count for rank in self.gather(counts) for count in rank]
+        counts = [count for rank in gather(counts) for count in rank]
         background = not self.label_manager.has_regions
         for domain, dice in validation.pseudo_dice(counts, background).items():
             self.record(f"{domain}_pseudo_dice", dice)
@@ -536,29 +532,6 @@ class ExtensionTrainer(nnUNetTrainer):
         together = network(*(torch.cat(list(batches)) for batches in inputs))
         return _split(together, len(inputs[0]))
 
-    @contextmanager
-    def first_rank_first(self) -> Iterator[None]:
-        """Within it, the first rank works while the others wait, however long it takes."""
-        if not self.is_ddp:
-            yield
-            return
-        # nnU-Net's group gives up after minutes
-        patient: Any = dist.new_group(backend="gloo", timeout=PATIENCE)
-        if self.local_rank != 0:
-            dist.barrier(patient)
-        yield
-        if self.local_rank == 0:
-            dist.barrier(patient)
-        dist.destroy_process_group(patient)
-
-    def gather(self, value: Any) -> list[Any]:
-        """Collect a picklable value from all DDP ranks; a list of one without DDP."""
-        if not self.is_ddp:
-            return [value]
-        values = [None] * dist.get_world_size()
-        dist.all_gather_object(values, value)
-        return values
-
     def _to_device(self, target: Any) -> Any:
         if isinstance(target, list):
             return [scale.to(self.device, non_blocking=True) for scale in target]
@@ -588,15 +561,6 @@ class _Answer(nn.Module):
         return self.logits
 
 
-def unwrap(module: nn.Module, *, keep_compiled: bool = False) -> nn.Module:
-    """Take the DDP and torch.compile wrappers off a network."""
-    if isinstance(module, DistributedDataParallel):
-        module = module.module
-    if isinstance(module, OptimizedModule) and not keep_compiled:
-        module = module._orig_mod
-    return module
-
-
 def give_own_rate(optimizer: Optimizer, parameters: Iterable[Tensor], factor: float) -> None:
     """Move parameters of the first group to one that learns at another rate from then on."""
     moved = {id(parameter) for parameter in parameters}
@@ -611,14 +575,6 @@ def _split(value: Any, parts: int) -> list[Any]:
     if isinstance(value, Tensor):
         return list(value.chunk(parts))
     return [type(value)(each) for each in zip(*(_split(v, parts) for v in value), strict=True)]
-
-
-def _average_gradients(parameters: Iterable[Tensor]) -> None:
-    """Give all DDP ranks the mean of their gradients."""
-    for parameter in parameters:
-        if parameter.grad is not None:
-            dist.all_reduce(parameter.grad)
-            parameter.grad /= dist.get_world_size()
 
 
 def _parameters_of(optimizer: Optimizer) -> list[Tensor]:

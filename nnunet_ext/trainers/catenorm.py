@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from nnunet_ext.networks import CateNormUNet
 from nnunet_ext.settings import NEUTRAL, STRICT, read_method_settings
-from nnunet_ext.trainers.base import ExtensionTrainer, Losses, unwrap
+from nnunet_ext.trainers.base import ExtensionTrainer, Losses
+from nnunet_ext.trainers.distributed import gather, unwrap
 
 FIRST_PASS = "first_pass"
 SECOND_PASS = "second_pass"
@@ -197,7 +198,7 @@ class CateNormTrainer(ExtensionTrainer):
     def _mean_dice(self, scores: list[dict[str, Any]]) -> float:
         """Mean foreground Dice over all voxels of these validation steps, as nnU-Net's."""
         tp, fp, fn = (
-            np.sum(self.gather(sum(score[name] for score in scores)), axis=0)
+            np.sum(gather(sum(score[name] for score in scores)), axis=0)
             for name in ("tp_hard", "fp_hard", "fn_hard")
         )
         with np.errstate(invalid="ignore"):  # a class that is nowhere counts as missing

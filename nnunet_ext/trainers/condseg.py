@@ -27,8 +27,8 @@ from nnunet_ext.trainers.base import (
     Losses,
     Update,
     give_own_rate,
-    unwrap,
 )
+from nnunet_ext.trainers.distributed import gather, unwrap
 
 ENCODER_HEAD = "encoder_head"
 COLOUR_NAMES = ({"r", "g", "b"}, {"red", "green", "blue"}, {"rgb_to_0_1"})
@@ -265,7 +265,7 @@ class ConDSegTrainer(ExtensionTrainer):
         """Record how much is uncertain."""
         super().on_train_epoch_end(train_outputs)
         if self._uncertain:
-            shares = self.gather(float(torch.stack(self._uncertain).mean()))
+            shares = gather(float(torch.stack(self._uncertain).mean()))
             self.record("uncertain_share", sum(shares) / len(shares))
 
     def on_validation_epoch_start(self) -> None:

@@ -36,7 +36,8 @@ from nnunet_ext.networks.locally_masked import PAPER_STRIDE, Scope
 from nnunet_ext.networks.translator import SOURCE, TARGET
 from nnunet_ext.precision import full_precision
 from nnunet_ext.settings import NEUTRAL, STRICT, read_method_settings
-from nnunet_ext.trainers.base import ExtensionTrainer, Losses, Update, unwrap
+from nnunet_ext.trainers.base import ExtensionTrainer, Losses, Update
+from nnunet_ext.trainers.distributed import first_rank_first, unwrap
 from nnunet_ext.translation.cases import translated_cases
 from nnunet_ext.translation.settings import TranslatorSettings
 
@@ -167,7 +168,7 @@ class MindTheGapTrainer(ExtensionTrainer):
 
     def get_dataloaders(self) -> tuple[Any, Any]:
         """Run Step A if it has not been run, then load translated and unlabelled images."""
-        with self.first_rank_first():
+        with first_rank_first():
             self._use_translated_images()
         loaders = super().get_dataloaders()
         if self.aligns:

@@ -23,7 +23,8 @@ from nnunet_ext.losses.restoration import over_domains
 from nnunet_ext.networks import RestorationDecoder
 from nnunet_ext.networks.restoration import return_features
 from nnunet_ext.settings import STRICT
-from nnunet_ext.trainers.base import ExtensionTrainer, Losses, give_own_rate, unwrap
+from nnunet_ext.trainers.base import ExtensionTrainer, Losses, give_own_rate
+from nnunet_ext.trainers.distributed import gather, unwrap
 
 ORIGINAL = "original"
 MIXED = "mixed"
@@ -300,7 +301,7 @@ class RAMDSIRTrainer(ExtensionTrainer):
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
         """Record the share of mixed images and the restoration error of each domain."""
         super().on_train_epoch_end(train_outputs)
-        counts = self.gather((self._mixed_images, self._images, self._errors.cpu()))
+        counts = gather((self._mixed_images, self._images, self._errors.cpu()))
         if self.ram_dsir.ram:
             mixed, images = (sum(rank[i] for rank in counts) for i in (0, 1))
             self.record("mixed_share", mixed / max(images, 1))

@@ -22,6 +22,7 @@ from nnunet_ext.losses.topk_sigma_compound import DiceForm
 from nnunet_ext.settings import STRICT
 from nnunet_ext.trainers.base import ExtensionTrainer
 from nnunet_ext.trainers.catenorm import CateNormTrainer
+from nnunet_ext.trainers.distributed import gather
 
 SMALL_BATCH = 4
 """In 3D, choosing among fewer images than this would nearly always drop the background."""
@@ -161,7 +162,7 @@ class TopKSigmaMixin(ExtensionTrainer):
         super().on_train_epoch_end(train_outputs)
         self.record("sigma", self.loss.envelope.sigma)
         self.record("top_fraction", self.loss.envelope.top_fraction)
-        left_out, batches = torch.stack(self.gather(self.loss.pop_observed())).sum(0)
+        left_out, batches = torch.stack(gather(self.loss.pop_observed())).sum(0)
         shares = (left_out / batches.clamp_min(1)).tolist()
         for name, share in zip(self.class_names, shares, strict=True):
             self.record(f"trimmed_{name}", share)
@@ -182,7 +183,7 @@ class TopKSigmaMixin(ExtensionTrainer):
         super().on_validation_epoch_end(val_outputs)
         if self.loss.noise is None:
             return
-        found = estimate_noise(join(self.gather(self.loss.noise.pop_counts())))
+        found = estimate_noise(join(gather(self.loss.noise.pop_counts())))
         for name, rate in zip(self._judged_names, found.rates.tolist(), strict=True):
             self.record(f"mislabelled_{name}", rate)
         self.record(ESTIMATE, found.sigma)

@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 from nnunet_ext.errors import CheckpointError, NonFiniteLossError, SettingsError
 from nnunet_ext.trainers import CateNormTrainer, ExtensionTrainer, base, checkpoint
 from nnunet_ext.trainers.base import Losses, Update
+from nnunet_ext.trainers.distributed import unwrap
 from tests import contract, tiny
 from tests.tiny import World
 
@@ -700,7 +701,7 @@ def _alternate(rank: int, folder: str) -> None:
         gradients[-1] += [p.grad.clone() for p in inner.branches[step % 2].parameters()]
     trainer.auxiliary["side"](torch.randn(5, 1)).mean().backward()
     gradients.append([p.grad for p in trainer.auxiliary.parameters()])
-    names = list(base.unwrap(trainer.network).state_dict())
+    names = list(unwrap(trainer.network).state_dict())
     Path(folder, f"rank{rank}.pickle").write_bytes(pickle.dumps((gradients, names)))
     dist.destroy_process_group()
 

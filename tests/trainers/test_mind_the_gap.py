@@ -20,6 +20,7 @@ from nnunet_ext.errors import UserError
 from nnunet_ext.networks import LocallyMaskedUNet, OutputCritic
 from nnunet_ext.networks.translator import SOURCE, TARGET
 from nnunet_ext.trainers import base, mind_the_gap
+from nnunet_ext.trainers.distributed import first_rank_first, unwrap
 from nnunet_ext.trainers.mind_the_gap import MindTheGapSettings, MindTheGapTrainer
 from nnunet_ext.translation.training import TranslatorTraining
 from tests import tiny
@@ -374,7 +375,7 @@ def _after_two_steps(images: Tensor, others: Tensor, rank: int | None = None) ->
     if rank is not None:
         trainer.network = tiny.OnCpu(trainer.network, [rank])  # nnU-Net's wrapper
         trainer._wrap_for_ddp()
-    network = base.unwrap(trainer.network)
+    network = unwrap(trainer.network)
     segmenter = [p for n, p in network.named_parameters() if not n.startswith("feature_critic")]
     trainer.optimizer = torch.optim.SGD(segmenter, 0.1)
     trainer.auxiliary_optimizers = {"critics": torch.optim.SGD(trainer._critic_parameters(), 0.1)}
@@ -393,10 +394,8 @@ def _rank(rank: int, folder: str) -> None:
     images, others = (TASK.images(4, seed=seed).split(2)[rank] for seed in (0, 1))
     weights = _after_two_steps(images, others, rank)
     Path(folder, f"{rank}.pickle").write_bytes(pickle.dumps(weights))
-    trainer: Any = object.__new__(MindTheGapTrainer)
-    trainer.local_rank, trainer.is_ddp = rank, True
     log = Path(folder, "order")
-    with trainer.first_rank_first():
+    with first_rank_first():
         if rank == 0:
             time.sleep(0.5)
         with log.open("a") as file:

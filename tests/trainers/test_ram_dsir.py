@@ -20,6 +20,7 @@ from nnunet_ext.losses import RestorationLoss, SymmetricKLConsistency
 from nnunet_ext.networks import RestorationDecoder
 from nnunet_ext.networks.restoration import return_features
 from nnunet_ext.trainers import RAMDSIRTrainer, TopKSigmaTrainer, base, ram_dsir
+from nnunet_ext.trainers.distributed import unwrap
 from nnunet_ext.trainers.topk_sigma import TopKSigmaMixin
 from tests import contract, tiny
 
@@ -526,7 +527,7 @@ def _gradients(
     loss = loss + SymmetricKLConsistency()(first, second)
     loss = loss + trainer._restore(features[-1], images, domains)
     loss.backward()
-    modules = (base.unwrap(trainer.network), base.unwrap(trainer.auxiliary["restoration"]))
+    modules = (unwrap(trainer.network), unwrap(trainer.auxiliary["restoration"]))
     return [p.grad for module in modules for p in module.parameters()]
 
 
