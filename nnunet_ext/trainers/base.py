@@ -214,7 +214,7 @@ class ExtensionTrainer(nnUNetTrainer):
 
     def _wrap_for_ddp(self) -> None:
         if any(getattr(module, "recompute", False) for module in self.network.modules()):
-            # torch 2.1 to 2.5, at least, cannot compile what they would then have to take apart
+            # to send gradients early, torch takes graphs apart; 2.1 to 2.5, at least, fail on these
             torch._dynamo.config.optimize_ddp = False
         if self.leaves_parameters_unused:
             # stock nnU-Net has no way to ask for this, so its wrapper is replaced
