@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 FILE_NAME = "benchmark.json"
 
-_DATASET = re.compile(r"Dataset\d{3}_[\w.-]+")
-
 MAY_GROW = ("description", "arms", "configurations", "folds", "seeds", "baseline", "degradations")
 """Fields that may change without making finished trainings useless."""
+
+_DATASET = re.compile(r"Dataset\d{3}_[\w.-]+")
 
 
 @dataclass(frozen=True, config=STRICT)
