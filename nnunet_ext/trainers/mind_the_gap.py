@@ -88,7 +88,8 @@ class MindTheGapTrainer(ExtensionTrainer):
     cases, translated, and says nothing about the other modality.
 
     Deviations from the authors' implementation, besides those of the network: nnU-Net's loss,
-    optimiser, augmentation and gradient clipping (the critics', too).
+    optimiser, augmentation and gradient clipping (the critics', too); and critics do not see the
+    labelled patches that nnU-Net draws for their foreground.
     """
 
     purpose: ClassVar[str] = "labels in one modality, only images in the other"
@@ -288,9 +289,10 @@ class MindTheGapTrainer(ExtensionTrainer):
                 alignment = alignment_losses(self._masked.score(features), output_critic(outputs))
             weight = self.mind_the_gap.lambda_adv
             parts |= {f"{name}_alignment": weight * part for name, part in alignment.items()}
+        alike = self._drawn_alike
         with full_precision(self.device):
-            outputs, source_outputs = outputs.detach(), self._probabilities(source).detach()
-        features, source_features = features.detach(), source_features.detach()
+            outputs, source_outputs = outputs.detach(), self._probabilities(source).detach()[:alike]
+        features, source_features = features.detach(), source_features.detach()[:alike]
         del source, logits, alignment
         yield parts
         with full_precision(self.device):
@@ -303,6 +305,16 @@ class MindTheGapTrainer(ExtensionTrainer):
                 ),
             }
         yield Update(losses, self.auxiliary_optimizers["critics"])
+
+    @property
+    def _drawn_alike(self) -> int:
+        """How many patches of a labelled batch, the first, were drawn as unlabelled ones are.
+
+        The others show foreground, because nnU-Net draws them there. By how often there is some
+        the critics would tell the domains apart, whatever it looks like.
+        """
+        at_random = round(self.batch_size * (1 - self.oversample_foreground_percent))
+        return at_random or self.batch_size  # under DDP, a rank may have none
 
     def _probabilities(self, logits: Logits) -> Tensor:
         full_resolution = logits if isinstance(logits, Tensor) else logits[0]

@@ -211,6 +211,25 @@ def test_losses_are_those_of_the_paper(
     }
 
 
+@pytest.mark.parametrize("oversampled", [0.33, 0.0])
+def test_critics_do_not_see_patches_that_were_drawn_for_their_foreground(
+    make_world: MakeWorld, oversampled: float
+) -> None:
+    trainer = make(make_world(dim=2))
+    trainer.oversample_foreground_percent = oversampled
+    batch, others = next(trainer.dataloader_train), next(trainer._unlabelled)
+    changed = batch["data"].clone()
+    changed[-1] += torch.linspace(0, 1, changed.shape[-1])
+    found = []
+    for images in (batch["data"], changed):
+        trainer._unlabelled = iter([others])
+        segmenting, judging = trainer.compute_losses(images, batch["target"], [])
+        found.append({name: p.item() for name, p in (segmenting | judging.losses).items()})
+    differ = [name for name in found[0] if found[0][name] != found[1][name]]
+    critics = [] if oversampled else ["feature_critic", "output_critic"]
+    assert differ == ["segmentation", *critics]
+
+
 def test_the_critics_rate_falls_as_nnunets(make_world: MakeWorld) -> None:
     trainer = make(make_world(dim=2))
     optimizer = trainer.auxiliary_optimizers["critics"]
@@ -367,6 +386,7 @@ def _after_two_steps(images: Tensor, others: Tensor, rank: int | None = None) ->
     trainer.label_manager = SimpleNamespace(has_regions=False)
     trainer.network = LocallyMaskedUNet(TASK.unet())
     trainer.runs_batches_apart = False
+    trainer.batch_size, trainer.oversample_foreground_percent = len(images), 0
     if rank == 1:  # what it begins with must not matter
         for parameter in trainer.network.parameters():
             nn.init.normal_(parameter)
