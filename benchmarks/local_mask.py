@@ -10,7 +10,9 @@ target (``python benchmarks/cross_modality.py local``), and a test set with its 
         --label 2 --record benchmarks/results/local_mask.json
 
 Reports, over test cases, the mean of :math:`a = |tanh(score)|` within the class and outside of it,
-and how well a tells them apart voxel by voxel (area under the ROC curve, 0.5 is chance).
+and how well a tells them apart voxel by voxel (area under the ROC curve, 0.5 is chance). With
+``imagesTr`` and ``labelsTr`` instead it tells what the same tissue gets in labelled images, which
+are never masked.
 """
 
 import argparse
@@ -89,7 +91,12 @@ def main() -> None:
         rows[model.name] = measure(model, arguments.fold, *test)
         print(model.name, rows[model.name])
     if arguments.record:
-        described = {"data set": arguments.images.resolve().parent.name, "label": arguments.label}
+        images = arguments.images.resolve()
+        described = {
+            "data set": images.parent.name,
+            "images": images.name,
+            "label": arguments.label,
+        }
         record.save(arguments.record, {"arguments": described, "models": rows})
 
 
