@@ -162,6 +162,8 @@ class Job:
         self._call(command)
 
     def _take_weights(self, source: str) -> None:
+        from nnunet_ext.trainers import checkpoint
+
         other = Cell(source, self.cell.configuration, self.cell.seed, self.cell.fold)
         model = self.layout.model(other, self.trainer)
         self._fold.mkdir(parents=True, exist_ok=True)
@@ -170,8 +172,10 @@ class Job:
         plans = f"{self.layout.benchmark.plans_of(self.cell.arm)}.json"
         shutil.copyfile(self.layout.dataset / plans, self._model / "plans.json")
         name = "checkpoint_final.pth"
-        with replacing(self._fold / name) as partial:
-            shutil.copyfile(model / f"fold_{self.cell.fold}" / name, partial)
+        weights = checkpoint.read(model / f"fold_{self.cell.fold}" / name)
+        # nnUNetv2_predict goes by what the checkpoint names
+        weights["init_args"]["configuration"] = self.cell.trained_configuration
+        checkpoint.write(weights, self._fold / name)
 
     def _write_curves(self) -> None:
         from nnunet_ext.trainers import checkpoint

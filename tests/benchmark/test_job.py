@@ -64,7 +64,13 @@ class FakeNnunet:
         if "train" in self.raise_in:
             (folder / "checkpoint_latest.pth").touch()
             raise self.raise_in["train"]
-        torch.save({"network_weights": {}, "logging": LOGGED}, folder / "checkpoint_final.pth")
+        if "--val" not in command:
+            checkpoint = {
+                "network_weights": {},
+                "logging": LOGGED,
+                "init_args": {"configuration": configuration},
+            }
+            torch.save(checkpoint, folder / "checkpoint_final.pth")
         write_summary(folder / "validation")
 
     def predict(self, command: Sequence[str], read_line: Callable[[str], None]) -> None:
@@ -206,6 +212,9 @@ def test_weights_of_another_arm_are_evaluated_under_the_arms_own_plans(
     model = layout.model(FIRST_PASS, "CateNormTrainer")
     assert model != layout.model(CATENORM, "CateNormTrainer")
     assert "all configurations" in (model / "plans.json").read_text()
+    weights = torch.load(model / "fold_0" / "checkpoint_final.pth", weights_only=False)
+    # what nnUNetv2_predict takes settings from
+    assert weights["init_args"]["configuration"] == FIRST_PASS.trained_configuration
 
 
 def test_degraded_images_are_predicted_by_the_fold_that_held_them_out(
