@@ -211,9 +211,21 @@ def test_losses_are_those_of_the_paper(
     }
 
 
-@pytest.mark.parametrize("oversampled", [0.33, 0.0])
-def test_critics_do_not_see_patches_that_were_drawn_for_their_foreground(
-    make_world: MakeWorld, oversampled: float
+def test_labelled_patches_drawn_alike_are_those_that_nnunet_draws_at_random(
+    make_world: MakeWorld,
+) -> None:
+    trainer = make(make_world(dim=2))
+    loader = trainer.dataloader_train.data_loader
+    for size in (1, 2, 3, 8):
+        trainer.batch_size = loader.batch_size = size
+        at_random = [not loader.get_do_oversample(position) for position in range(size)]
+        alike = trainer._drawn_alike
+        assert at_random == [True] * alike + [False] * (size - alike)
+
+
+@pytest.mark.parametrize(("oversampled", "all_seen"), [(0.33, False), (0.0, True), (1.0, True)])
+def test_critics_do_not_see_patches_that_were_drawn_for_their_foreground_unless_all_were(
+    make_world: MakeWorld, oversampled: float, all_seen: bool
 ) -> None:
     trainer = make(make_world(dim=2))
     trainer.oversample_foreground_percent = oversampled
@@ -226,7 +238,7 @@ def test_critics_do_not_see_patches_that_were_drawn_for_their_foreground(
         segmenting, judging = trainer.compute_losses(images, batch["target"], [])
         found.append({name: p.item() for name, p in (segmenting | judging.losses).items()})
     differ = [name for name in found[0] if found[0][name] != found[1][name]]
-    critics = [] if oversampled else ["feature_critic", "output_critic"]
+    critics = ["feature_critic", "output_critic"] if all_seen else []
     assert differ == ["segmentation", *critics]
 
 
