@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,10 @@ if TYPE_CHECKING:  # importing it takes seconds, which tests without nnU-Net nee
 
 # not more threads than cores when nnU-Net's workers run beside the tests
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # as in a background job of a shell; commands under test must hear Ctrl-C nevertheless
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
