@@ -2,7 +2,7 @@
 
 Importing this package is cheap on purpose (no torch, no nnunetv2): the start-up
 file in site-packages imports it at every interpreter start to reach
-:mod:`nnunet_ext.discovery`.
+:mod:`nnunet_ext.nnunet.discovery`.
 """
 
 __version__ = "0.1.0"

@@ -19,8 +19,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from nnunet_ext.errors import SettingsError
-from nnunet_ext.near import did_you_mean
+from nnunet_ext._common.errors import SettingsError
+from nnunet_ext._common.near import did_you_mean
 
 PLANS_KEY = "nnunet_ext"
 """Key of a plans configuration under which the settings stand."""

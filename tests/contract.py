@@ -22,7 +22,7 @@ from nnunetv2.training.logging.nnunet_logger import LocalLogger
 from torch import Tensor, nn
 
 import nnunet_ext.trainers
-from nnunet_ext import discovery
+from nnunet_ext.nnunet import discovery
 from tests import tiny
 from tests.tiny import Task, World
 

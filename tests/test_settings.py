@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nnunet_ext.errors import SettingsError
+from nnunet_ext._common.errors import SettingsError
 from nnunet_ext.settings import (
     METHODS,
     PLANS_KEY,

@@ -1,6 +1,6 @@
 """Operations on images: tensors in, tensors out, on any device, usable without nnU-Net."""
 
 from nnunet_ext.augmentation.amplitude_mixup import amplitude_mixup
-from nnunet_ext.augmentation.appearance import strong_view
+from nnunet_ext.augmentation.condseg import strong_view
 
 __all__ = ["amplitude_mixup", "strong_view"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from nnunet_ext.benchmark.results import CLEAN, SEEN, TEST, UNSEEN, Results
-from nnunet_ext.benchmark.statistics import compare, rank, unit_values
+from nnunet_ext.evaluation.statistics import compare, rank, unit_values
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from nnunet_ext import trainers
+from nnunet_ext._common.errors import UserError
 from nnunet_ext.benchmark.spec import Benchmark
-from nnunet_ext.errors import UserError
 from nnunet_ext.settings import METHODS, PLANS_KEY, read_method_settings
 
 STOCK = "nnUNetTrainer"

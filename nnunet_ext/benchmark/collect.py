@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from nnunet_ext._common.errors import UserError
+from nnunet_ext._common.files import read_json, replacing
 from nnunet_ext.benchmark import spec
 from nnunet_ext.benchmark.layout import Cell, Layout, State
 from nnunet_ext.benchmark.prepare import Prepared, read_prepared
 from nnunet_ext.benchmark.results import CLEAN, SEEN, TEST, UNSEEN, Results
-from nnunet_ext.datasets import label_names
-from nnunet_ext.errors import UserError
-from nnunet_ext.files import read_json, replacing
-from nnunet_ext.metrics import MEASURES, measure_case
+from nnunet_ext.evaluation.metrics import MEASURES, measure_case
+from nnunet_ext.nnunet.datasets import label_names
 
 if TYPE_CHECKING:
     from nnunetv2.imageio.base_reader_writer import BaseReaderWriter

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from nnunet_ext.images import read_image
+from nnunet_ext.nnunet.images import read_image
 from nnunet_ext.settings import STRICT
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import Annotated
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from nnunet_ext.errors import UserError
-from nnunet_ext.images import copy_image, read_image
-from nnunet_ext.near import did_you_mean
+from nnunet_ext._common.errors import UserError
+from nnunet_ext._common.near import did_you_mean
+from nnunet_ext.nnunet.images import copy_image, read_image
 from nnunet_ext.settings import STRICT
 
 BACKGROUND = 0

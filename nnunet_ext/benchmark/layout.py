@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
+from nnunet_ext._common.errors import UserError
+from nnunet_ext._common.files import read_json, write_json
 from nnunet_ext.benchmark import spec
 from nnunet_ext.benchmark.results import CLEAN, TEST
 from nnunet_ext.benchmark.spec import Benchmark, slug
-from nnunet_ext.errors import UserError
-from nnunet_ext.files import read_json, write_json
 
 Status = Literal["missing", "running", "done", "failed"]
 

@@ -8,9 +8,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from nnunet_ext._common.console import duration, print_plain
 from nnunet_ext.benchmark.layout import Cell, State
 from nnunet_ext.benchmark.schedule import Progress
-from nnunet_ext.console import duration, print_plain
 
 MOST_ROWS = 24
 """With more cells than this, only those that run or have failed get a row."""

@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from nnunet_ext._common.files import write_json
 from nnunet_ext.cli import launch
-from nnunet_ext.files import write_json
 
 POLL_SECONDS = 1.0
 MIB = 2**20

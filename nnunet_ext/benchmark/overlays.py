@@ -14,10 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.ndimage import binary_erosion, find_objects, gaussian_filter
 
-from nnunet_ext.benchmark.page import Picture
-from nnunet_ext.benchmark.results import Results, in_folder
-from nnunet_ext.benchmark.statistics import unit_values
-from nnunet_ext.pictures import (
+from nnunet_ext._common.pictures import (
     COLOURS,
     aspect_of,
     draw_labels,
@@ -25,6 +22,9 @@ from nnunet_ext.pictures import (
     read_voxels,
     telling_slice,
 )
+from nnunet_ext.benchmark.page import Picture
+from nnunet_ext.benchmark.results import Results, in_folder
+from nnunet_ext.evaluation.statistics import unit_values
 
 INCHES, DPI = 2.6, 200
 """Width and height of a picture; it is shown at about half of these pixels."""

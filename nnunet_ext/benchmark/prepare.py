@@ -15,13 +15,18 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from nnunet_ext import commands
+from nnunet_ext._common.errors import UserError
+from nnunet_ext._common.files import read_json, replacing, write_json
+from nnunet_ext._common.near import did_you_mean
 from nnunet_ext.benchmark import label_noise
 from nnunet_ext.benchmark.arms import Training, find_training
 from nnunet_ext.benchmark.degradation import write_degraded
 from nnunet_ext.benchmark.layout import Cell, Layout
 from nnunet_ext.benchmark.spec import Benchmark, merged
-from nnunet_ext.datasets import (
+from nnunet_ext.domains.assignment import Domains, read_domains, refuse_unfit_for_training
+from nnunet_ext.domains.splits import SPLITS_FILE, Split
+from nnunet_ext.nnunet import commands
+from nnunet_ext.nnunet.datasets import (
     PREPROCESSED,
     RAW,
     find_dataset,
@@ -29,11 +34,6 @@ from nnunet_ext.datasets import (
     number_of,
     training_cases,
 )
-from nnunet_ext.domains.assignment import Domains, read_domains, refuse_unfit_for_training
-from nnunet_ext.domains.splits import SPLITS_FILE, Split
-from nnunet_ext.errors import UserError
-from nnunet_ext.files import read_json, replacing, write_json
-from nnunet_ext.near import did_you_mean
 from nnunet_ext.settings import PLANS_KEY
 
 STOCK_PLANNERS = {

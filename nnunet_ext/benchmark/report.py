@@ -9,6 +9,7 @@ from typing import Any, TypeGuard
 import pandas as pd
 
 from nnunet_ext import __version__
+from nnunet_ext._common.files import replacing
 from nnunet_ext.benchmark import overlays, plots
 from nnunet_ext.benchmark.analysis import DICE, analyse, unit_name
 from nnunet_ext.benchmark.page import (
@@ -26,9 +27,8 @@ from nnunet_ext.benchmark.page import (
     Text,
 )
 from nnunet_ext.benchmark.results import CLEAN, TEST, Results
-from nnunet_ext.benchmark.statistics import unit_values
 from nnunet_ext.benchmark.tables import Tables, evaluation_title, number, plural
-from nnunet_ext.files import replacing
+from nnunet_ext.evaluation.statistics import unit_values
 
 FEW = 10
 """With fewer units than that, intervals and tests are rough."""

@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 from filelock import Timeout
 
+from nnunet_ext._common.errors import UserError
 from nnunet_ext.benchmark.job import RunCell, is_complete
 from nnunet_ext.benchmark.layout import Cell, Layout, State
 from nnunet_ext.benchmark.prepare import Prepared
-from nnunet_ext.errors import UserError
 
 Cluster = Literal["local", "debug", "slurm"]
 

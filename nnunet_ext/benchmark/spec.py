@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from nnunet_ext._common.errors import UserError
+from nnunet_ext._common.files import read_json, replacing
+from nnunet_ext._common.near import did_you_mean
 from nnunet_ext.benchmark.degradation import Degradation
 from nnunet_ext.benchmark.label_noise import LabelNoise
-from nnunet_ext.errors import UserError
-from nnunet_ext.files import read_json, replacing
-from nnunet_ext.near import did_you_mean
 from nnunet_ext.settings import PLANS_KEY, STRICT, read_training_settings
 
 if TYPE_CHECKING:

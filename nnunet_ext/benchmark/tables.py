@@ -14,7 +14,7 @@ import pandas as pd
 from nnunet_ext.benchmark.analysis import DICE, METRICS, Analysis, Metric, unit_name
 from nnunet_ext.benchmark.page import Cell, Row, Table
 from nnunet_ext.benchmark.results import ALL_FOLDS, CLEAN, TEST, Results, in_folder
-from nnunet_ext.benchmark.statistics import unit_values
+from nnunet_ext.evaluation.statistics import unit_values
 
 MISSING = "\N{EN DASH}"
 MOST_CASES = 200

@@ -13,8 +13,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: What stands behind ``nnunet-ext`` on the command line; ``None`` takes it
             from ``sys.argv``.
     """
+    from nnunet_ext._common.errors import UserError
     from nnunet_ext.cli.app import app
-    from nnunet_ext.errors import UserError
 
     try:
         app(args=arguments, prog_name="nnunet-ext")

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from nnunet_ext._common.errors import UserError
 from nnunet_ext.cli.demo import INTERRUPTED, find_device
-from nnunet_ext.errors import UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -120,13 +120,13 @@ def run(
     """
     from rich.console import Console
 
-    from nnunet_ext import commands, discovery
+    from nnunet_ext._common.console import print_plain
     from nnunet_ext.benchmark import spec
     from nnunet_ext.benchmark.layout import Layout
     from nnunet_ext.benchmark.live import progress_shown, summary
     from nnunet_ext.benchmark.prepare import prepare
     from nnunet_ext.benchmark.schedule import Execution, Scheduler, only_one
-    from nnunet_ext.console import print_plain
+    from nnunet_ext.nnunet import commands, discovery
 
     discovery.activate(force=True)
     if cluster not in CLUSTERS:
@@ -175,9 +175,9 @@ def run(
 
 def _converted(what: str, console: Console) -> str:
     """The data set that a Decathlon task becomes, fetched and converted if need be."""
-    from nnunet_ext import commands, decathlon
     from nnunet_ext.cli.fetch import fetch_shown
-    from nnunet_ext.datasets import RAW, nnunet_folder
+    from nnunet_ext.nnunet import commands, decathlon
+    from nnunet_ext.nnunet.datasets import RAW, nnunet_folder
 
     if what not in decathlon.TASKS:
         return what
@@ -195,7 +195,7 @@ def _find(
 ) -> tuple[Benchmark, Path]:
     """The benchmark that is asked for, and its folder."""
     from nnunet_ext.benchmark import spec
-    from nnunet_ext.datasets import find_dataset
+    from nnunet_ext.nnunet.datasets import find_dataset
 
     path = Path(what)
     if path.suffix == ".json" or (path / spec.FILE_NAME).exists():
@@ -273,11 +273,11 @@ def _report(
     out: Path | None = None,
     images: bool = True,
 ) -> None:
+    from nnunet_ext._common.console import print_plain
+    from nnunet_ext._common.files import write_json
     from nnunet_ext.benchmark import spec
     from nnunet_ext.benchmark.collect import collect, without_images
     from nnunet_ext.benchmark.report import write_report
-    from nnunet_ext.console import print_plain
-    from nnunet_ext.files import write_json
 
     results = collect(layout, baseline)
     for problem in results.problems:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import nnunet_ext
-from nnunet_ext import discovery, lookup, planners, trainers
+from nnunet_ext import planners, trainers
+from nnunet_ext.nnunet import discovery, lookup
 
 SHOWN_PACKAGES = (
     "torch",

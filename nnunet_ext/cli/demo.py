@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from nnunet_ext.errors import UserError
+from nnunet_ext._common.errors import UserError
 
 DEVICES = ("cpu", "cuda", "mps")
 INTERRUPTED = 130
@@ -51,9 +51,9 @@ def demo(
     """
     from rich.console import Console
 
-    from nnunet_ext import commands, decathlon
     from nnunet_ext.demo import pipeline, report, workspace
     from nnunet_ext.demo.trainers import choose_trainer
+    from nnunet_ext.nnunet import commands, decathlon
 
     _refuse_contradictions(data, task, cases)
     if data is not None:

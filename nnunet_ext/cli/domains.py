@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nnunet_ext.errors import UserError
+from nnunet_ext._common.errors import UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,10 +46,10 @@ def domains(
     """
     from rich.console import Console
 
-    from nnunet_ext.console import print_plain
-    from nnunet_ext.datasets import PREPROCESSED, find_dataset, nnunet_folder, number_of
+    from nnunet_ext._common.console import print_plain
+    from nnunet_ext._common.files import read_object
     from nnunet_ext.domains import assignment, splits, store
-    from nnunet_ext.files import read_object
+    from nnunet_ext.nnunet.datasets import PREPROCESSED, find_dataset, nnunet_folder, number_of
 
     if regex is not None and table is not None:
         raise UserError("Assign by --regex or by --csv, not by both.")
@@ -94,9 +94,9 @@ def domains(
 
 
 def _show(console: "Console", name: str, cases: list[str], assigned: Mapping[str, str]) -> None:
-    from nnunet_ext.console import print_plain
+    from nnunet_ext._common.console import print_plain
+    from nnunet_ext._common.files import read_object
     from nnunet_ext.domains import assignment, store
-    from nnunet_ext.files import read_object
 
     print_plain(console, f"{name}: {len(cases)} training cases", "bold")
     print_domains(console, {case: assigned[case] for case in cases if case in assigned})
@@ -116,7 +116,7 @@ def _show(console: "Console", name: str, cases: list[str], assigned: Mapping[str
 
 def print_domains(console: "Console", assigned: Mapping[str, str]) -> None:
     """Print the domains with the number of their cases."""
-    from nnunet_ext.console import print_table, some
+    from nnunet_ext._common.console import print_table, some
     from nnunet_ext.domains.assignment import cases_by_domain
 
     members = cases_by_domain(assigned)
@@ -127,9 +127,9 @@ def print_domains(console: "Console", assigned: Mapping[str, str]) -> None:
 def _show_folds(
     console: "Console", name: str, assigned: Mapping[str, str], folds: "list[Split]"
 ) -> None:
-    from nnunet_ext.console import print_plain, print_table
-    from nnunet_ext.datasets import number_of
+    from nnunet_ext._common.console import print_plain, print_table
     from nnunet_ext.domains.splits import PLANNING_WARNING
+    from nnunet_ext.nnunet.datasets import number_of
 
     print_plain(console, f"{name}: one fold for each domain", "bold")
     rows = [

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
 
-    from nnunet_ext.benchmark.statistics import Interval
+    from nnunet_ext.evaluation.statistics import Interval
 
 FEWEST_CASES = 5
 """With fewer, intervals say little."""
@@ -46,9 +46,9 @@ def evaluate_target(
     """
     from rich.console import Console
 
+    from nnunet_ext._common.console import print_plain, print_table
     from nnunet_ext.benchmark.analysis import METRICS
-    from nnunet_ext.console import print_plain, print_table
-    from nnunet_ext.domains import target
+    from nnunet_ext.evaluation import target
 
     console = Console(highlight=False)
     found = target.find(predictions, labels)
@@ -70,7 +70,7 @@ def _groups(scores: "pd.DataFrame") -> "dict[str, pd.DataFrame]":
 
 def _row(label: str, scores: "pd.DataFrame") -> tuple[str, ...]:
     from nnunet_ext.benchmark.analysis import DICE, METRICS
-    from nnunet_ext.benchmark.statistics import bootstrap_mean
+    from nnunet_ext.evaluation.statistics import bootstrap_mean
 
     cases = scores.groupby("case")[[metric.key for metric in METRICS]].mean()
     shown = (
@@ -92,7 +92,7 @@ def _shown(interval: "Interval", decimals: int) -> str:
 def _name_unscored(
     console: "Console", what: str, cases: Mapping[str, Path], scored: list[str]
 ) -> None:
-    from nnunet_ext.console import print_plain, some
+    from nnunet_ext._common.console import print_plain, some
 
     others = sorted(cases.keys() - set(scored))
     if others:

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from nnunet_ext import trainers
-from nnunet_ext.errors import UserError
-from nnunet_ext.near import did_you_mean
+from nnunet_ext._common.errors import UserError
+from nnunet_ext._common.near import did_you_mean
 
 STOCK_TRAINER = "nnUNetTrainer"
 

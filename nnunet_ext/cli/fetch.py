@@ -16,7 +16,7 @@ THEN = "now verifying and unpacking"
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from nnunet_ext.decathlon import Progress
+    from nnunet_ext.nnunet.decathlon import Progress
 
 
 def fetch(
@@ -42,7 +42,7 @@ def fetch(
     """
     from rich.console import Console
 
-    from nnunet_ext import decathlon
+    from nnunet_ext.nnunet import decathlon
 
     console = Console(highlight=False)
     if show_list or not tasks:
@@ -60,8 +60,8 @@ def fetch(
 
 def fetch_shown(console: "Console", name: str, out: Path) -> Path:
     """Fetch a task unless it is there, showing terms and progress; return its folder."""
-    from nnunet_ext import decathlon
-    from nnunet_ext.console import print_plain
+    from nnunet_ext._common.console import print_plain
+    from nnunet_ext.nnunet import decathlon
 
     print_plain(console, name, style="bold")
     print_plain(console, f"  {decathlon.terms(name)}")
@@ -109,7 +109,7 @@ def _shown(console: "Console") -> Iterator["Progress"]:
 def _tenths(console: "Console") -> "Progress":
     from rich.filesize import decimal
 
-    from nnunet_ext.console import print_plain
+    from nnunet_ext._common.console import print_plain
 
     seen = 0
 
@@ -128,8 +128,8 @@ def _tenths(console: "Console") -> "Progress":
 def _show_all(console: "Console") -> None:
     from rich.table import Table
 
-    from nnunet_ext import decathlon
-    from nnunet_ext.console import print_plain
+    from nnunet_ext._common.console import print_plain
+    from nnunet_ext.nnunet import decathlon
 
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for column in ("task", "shows", "modality", "cases", "size", "licence"):

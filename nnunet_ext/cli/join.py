@@ -35,8 +35,8 @@ def join(
     """
     from rich.console import Console
 
+    from nnunet_ext._common.console import print_plain
     from nnunet_ext.cli.domains import print_domains
-    from nnunet_ext.console import print_plain
     from nnunet_ext.domains import joining
 
     console = Console(highlight=False)

@@ -6,7 +6,7 @@ name ``__mp_main__``; then it only activates the discovery.
 
 import sys
 
-from nnunet_ext import discovery
+from nnunet_ext.nnunet import discovery
 
 
 def run_command() -> None:

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nnunet_ext import planners, settings, trainers
-from nnunet_ext.errors import UserError
-from nnunet_ext.near import did_you_mean
+from nnunet_ext._common.errors import UserError
+from nnunet_ext._common.near import did_you_mean
 
 if TYPE_CHECKING:
     from rich.console import Console

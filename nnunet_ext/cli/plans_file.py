@@ -5,10 +5,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from nnunet_ext.datasets import PREPROCESSED, find_dataset, nnunet_folder
-from nnunet_ext.errors import UserError
-from nnunet_ext.files import read_object, replacing
-from nnunet_ext.near import did_you_mean
+from nnunet_ext._common.errors import UserError
+from nnunet_ext._common.files import read_object, replacing
+from nnunet_ext._common.near import did_you_mean
+from nnunet_ext.nnunet.datasets import PREPROCESSED, find_dataset, nnunet_folder
 
 Configuration = dict[str, Any]
 

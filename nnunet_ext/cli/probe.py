@@ -28,7 +28,7 @@ def probe(trainers: list[str], planners: list[str]) -> dict[str, Any]:
     }
     try:
         from nnunet_ext import __file__ as package_file
-        from nnunet_ext import discovery
+        from nnunet_ext.nnunet import discovery
     except Exception as error:
         facts["status"] = f"{type(error).__name__}: {error}"
         return facts

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from nnunet_ext.console import duration, print_plain
+from nnunet_ext._common.console import duration, print_plain
 
 
 class StepDisplay:

@@ -16,14 +16,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-from nnunet_ext import commands, decathlon
-from nnunet_ext.console import print_plain
-from nnunet_ext.demo import readers, synthetic
+from nnunet_ext._common.console import print_plain
+from nnunet_ext._common.errors import UserError
+from nnunet_ext._common.files import write_json
+from nnunet_ext.benchmark import synthetic
+from nnunet_ext.demo import readers
 from nnunet_ext.demo.display import Display, StepDisplay
 from nnunet_ext.demo.trainers import TrainerChoice
 from nnunet_ext.demo.workspace import Parameters, Workspace
-from nnunet_ext.errors import UserError
-from nnunet_ext.files import write_json
+from nnunet_ext.nnunet import commands, decathlon
 from nnunet_ext.settings import PLANS_KEY
 
 PLANNER = "CompactPlanner"

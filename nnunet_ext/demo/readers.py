@@ -2,8 +2,8 @@
 
 import re
 
-from nnunet_ext.commands import LineReader, epoch_begun
 from nnunet_ext.demo.display import StepDisplay
+from nnunet_ext.nnunet.commands import LineReader, epoch_begun
 
 
 def bar_reader(display: StepDisplay) -> LineReader:

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from nnunet_ext.console import duration, print_plain
-from nnunet_ext.demo.synthetic import site_of
-from nnunet_ext.errors import UserError
-from nnunet_ext.files import replacing
-from nnunet_ext.pictures import (
+from nnunet_ext._common.console import duration, print_plain
+from nnunet_ext._common.errors import UserError
+from nnunet_ext._common.files import replacing
+from nnunet_ext._common.pictures import (
     COLOURS,
     aspect_of,
     draw_labels,
@@ -24,6 +23,7 @@ from nnunet_ext.pictures import (
     read_voxels,
     telling_slice,
 )
+from nnunet_ext.benchmark.synthetic import site_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_ext import trainers
-from nnunet_ext.errors import UserError
-from nnunet_ext.lookup import USER_FOLDERS
-from nnunet_ext.near import did_you_mean
+from nnunet_ext._common.errors import UserError
+from nnunet_ext._common.near import did_you_mean
+from nnunet_ext.nnunet.lookup import USER_FOLDERS
 
 STOCK_EPOCHS = 1000
 """Epochs of nnU-Net's trainers whose name does not tell."""

@@ -4,8 +4,8 @@ import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from nnunet_ext.errors import UserError
-from nnunet_ext.files import write_json
+from nnunet_ext._common.errors import UserError
+from nnunet_ext._common.files import write_json
 
 
 @dataclass(frozen=True)

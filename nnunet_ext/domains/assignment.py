@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from nnunet_ext.errors import UserError
-from nnunet_ext.near import did_you_mean
+from nnunet_ext._common.errors import UserError
+from nnunet_ext._common.near import did_you_mean
 
 DOMAINS_KEY = "domains"
 """Key of dataset.json under which the domains stand."""

@@ -11,7 +11,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from nnunet_ext.datasets import (
+from nnunet_ext._common.errors import UserError
+from nnunet_ext._common.files import read_object, replacing, write_json
+from nnunet_ext.domains import unlabelled
+from nnunet_ext.domains.assignment import DOMAINS_KEY, read_domains, refuse_unfit
+from nnunet_ext.nnunet.datasets import (
     DATASET_JSON,
     PREPROCESSED,
     RAW,
@@ -21,11 +25,7 @@ from nnunet_ext.datasets import (
     short_name,
     training_cases,
 )
-from nnunet_ext.domains import unlabelled
-from nnunet_ext.domains.assignment import DOMAINS_KEY, read_domains, refuse_unfit
-from nnunet_ext.errors import UserError
-from nnunet_ext.files import read_object, replacing, write_json
-from nnunet_ext.images import copy_image
+from nnunet_ext.nnunet.images import copy_image
 
 CHANNELS = "channel_names"
 FILES = ("file_ending", "overwrite_image_reader_writer")

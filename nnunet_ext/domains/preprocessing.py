@@ -13,10 +13,10 @@ from nnunetv2.configuration import default_num_processes
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from tqdm import tqdm
 
-from nnunet_ext.datasets import PREPROCESSED, RAW, nnunet_folder
+from nnunet_ext._common.errors import UserError
+from nnunet_ext._common.files import fingerprint, one_at_a_time, read_object, replacing, write_json
 from nnunet_ext.domains.unlabelled import FOLDER, unlabelled_cases
-from nnunet_ext.errors import UserError
-from nnunet_ext.files import fingerprint, one_at_a_time, read_object, replacing, write_json
+from nnunet_ext.nnunet.datasets import PREPROCESSED, RAW, nnunet_folder
 
 SUFFIX = "_unlabelled"
 """What the folder's name adds to that of the preprocessed configuration beside it."""

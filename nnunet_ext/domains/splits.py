@@ -6,10 +6,10 @@ from itertools import count
 from pathlib import Path
 from typing import TypeAlias
 
-from nnunet_ext.datasets import RESULTS, nnunet_folder
+from nnunet_ext._common.errors import UserError
+from nnunet_ext._common.files import read_json, write_json
 from nnunet_ext.domains.assignment import cases_by_domain
-from nnunet_ext.errors import UserError
-from nnunet_ext.files import read_json, write_json
+from nnunet_ext.nnunet.datasets import RESULTS, nnunet_folder
 
 SPLITS_FILE = "splits_final.json"
 

@@ -4,10 +4,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nnunet_ext.datasets import DATASET_JSON, PREPROCESSED, RAW, nnunet_folder, training_cases
+from nnunet_ext._common.errors import UserError
+from nnunet_ext._common.files import read_object, write_jsons
 from nnunet_ext.domains.assignment import DOMAINS_KEY
-from nnunet_ext.errors import UserError
-from nnunet_ext.files import read_object, write_jsons
+from nnunet_ext.nnunet.datasets import (
+    DATASET_JSON,
+    PREPROCESSED,
+    RAW,
+    nnunet_folder,
+    training_cases,
+)
 
 
 def dataset_json_paths(dataset: str) -> list[Path]:

@@ -3,9 +3,9 @@
 import re
 from pathlib import Path
 
-from nnunet_ext.datasets import DATASET_JSON, training_cases
-from nnunet_ext.errors import UserError
-from nnunet_ext.files import read_object
+from nnunet_ext._common.errors import UserError
+from nnunet_ext._common.files import read_object
+from nnunet_ext.nnunet.datasets import DATASET_JSON, training_cases
 
 FOLDER = "imagesUn"
 """Folder of a raw data set; the files in it are named like those in imagesTr."""

@@ -24,7 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils.checkpoint import checkpoint
 
-from nnunet_ext.errors import UserError
+from nnunet_ext._common.errors import UserError
 
 Normalisation: TypeAlias = Literal["batch", "instance"]
 Logits: TypeAlias = Tensor | list[Tensor]

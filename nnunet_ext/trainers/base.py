@@ -24,9 +24,10 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from nnunet_ext import __version__
-from nnunet_ext.domains import sampling, validation
+from nnunet_ext._common.errors import NonFiniteLossError
+from nnunet_ext.domains import sampling
 from nnunet_ext.domains.assignment import read_domains, refuse_unfit_for_training
-from nnunet_ext.errors import NonFiniteLossError
+from nnunet_ext.evaluation import validation
 from nnunet_ext.settings import (
     PLANS_KEY,
     TrainingSettings,

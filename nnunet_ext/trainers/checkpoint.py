@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from nnunet_ext.errors import CheckpointError
-from nnunet_ext.files import replacing
+from nnunet_ext._common.errors import CheckpointError
+from nnunet_ext._common.files import replacing
 
 EXTENSION_KEY = "nnunet_ext"
 """Key of a checkpoint under which everything stands that stock nnU-Net does not know."""

@@ -1,6 +1,6 @@
 """ConDSeg: an encoder trained on two views first, then a decoder guided by object and background.
 
-Paper: arXiv 2412.08345; see :mod:`nnunet_ext.networks.condseg` for what is certain.
+Paper: arXiv 2412.08345; see :mod:`nnunet_ext.networks.condseg.network` for what is certain.
 """
 
 from collections.abc import Iterator
@@ -17,9 +17,9 @@ from torch.optim import Optimizer
 
 from nnunet_ext.augmentation import strong_view
 from nnunet_ext.losses import ConsistencyReinforcementLoss, SemanticDecouplingLoss
-from nnunet_ext.losses.decoupling import AnyForeground, any_foreground
+from nnunet_ext.losses.condseg import AnyForeground, any_foreground
 from nnunet_ext.networks import ConDSegNet
-from nnunet_ext.networks.condseg import EncoderFirstUNet
+from nnunet_ext.networks.condseg.network import EncoderFirstUNet
 from nnunet_ext.settings import NEUTRAL, STRICT, read_method_settings
 from nnunet_ext.trainers.base import (
     LR_FACTOR,

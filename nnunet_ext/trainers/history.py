@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib import style
 from matplotlib.figure import Figure
 
-from nnunet_ext.files import replacing
+from nnunet_ext._common.files import replacing
 
 EPOCH = "epoch"
 

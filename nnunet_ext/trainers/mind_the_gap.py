@@ -1,7 +1,7 @@
 """Mind the Gap: labels in one modality, only images in the other.
 
-Paper: arXiv 2205.11888; see :mod:`nnunet_ext.networks.translator` for what is certain. Images
-without labels lie in ``imagesUn`` of the raw data set.
+Paper: arXiv 2205.11888; see :mod:`nnunet_ext.networks.mind_the_gap.translator` for what is
+certain. Images without labels lie in ``imagesUn`` of the raw data set.
 """
 
 import shutil
@@ -27,14 +27,14 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from nnunet_ext._common.errors import UserError
+from nnunet_ext._common.precision import full_precision
 from nnunet_ext.domains.preprocessing import preprocessed_unlabelled
-from nnunet_ext.errors import UserError
 from nnunet_ext.losses import alignment_losses, critic_loss
 from nnunet_ext.networks import LocallyMaskedUNet, OutputCritic, frozen
 from nnunet_ext.networks.catenorm import Logits
-from nnunet_ext.networks.locally_masked import PAPER_STRIDE, Scope
-from nnunet_ext.networks.translator import SOURCE, TARGET
-from nnunet_ext.precision import full_precision
+from nnunet_ext.networks.mind_the_gap.masked import PAPER_STRIDE, Scope
+from nnunet_ext.networks.mind_the_gap.translator import SOURCE, TARGET
 from nnunet_ext.settings import NEUTRAL, STRICT, read_method_settings
 from nnunet_ext.trainers.base import ExtensionTrainer, Losses, Update
 from nnunet_ext.trainers.distributed import first_rank_first, unwrap

@@ -16,12 +16,12 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from nnunet_ext._common.errors import CheckpointError
 from nnunet_ext.augmentation.amplitude_mixup import StyleBank, draw_ratios, low_frequencies, mix
-from nnunet_ext.errors import CheckpointError
 from nnunet_ext.losses import RestorationLoss, SymmetricKLConsistency
-from nnunet_ext.losses.restoration import over_domains
+from nnunet_ext.losses.ram_dsir import over_domains
 from nnunet_ext.networks import RestorationDecoder
-from nnunet_ext.networks.restoration import return_features
+from nnunet_ext.networks.ram_dsir import return_features
 from nnunet_ext.settings import STRICT
 from nnunet_ext.trainers.base import ExtensionTrainer, Losses, give_own_rate
 from nnunet_ext.trainers.distributed import gather, unwrap

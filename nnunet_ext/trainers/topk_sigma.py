@@ -1,6 +1,6 @@
 """Top-k / bottom-all-but-sigma: a loss for noisy pixel labels and a minority of hard images.
 
-Paper: Diagnostics 2025, 15(17), 2189; see :mod:`nnunet_ext.losses.topk_sigma` for what is
+Paper: Diagnostics 2025, 15(17), 2189; see :mod:`nnunet_ext.losses.topk_sigma.envelope` for what is
 certain.
 """
 
@@ -16,9 +16,9 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 
 from nnunet_ext.losses import NoiseEstimator, TopKSigmaCompoundLoss, TopKSigmaLoss
-from nnunet_ext.losses.noise_share import estimate_noise, join
-from nnunet_ext.losses.topk_sigma import Scope, Smoothing
-from nnunet_ext.losses.topk_sigma_compound import DiceForm
+from nnunet_ext.losses.topk_sigma.compound import DiceForm
+from nnunet_ext.losses.topk_sigma.envelope import Scope, Smoothing
+from nnunet_ext.losses.topk_sigma.noise import estimate_noise, join
 from nnunet_ext.settings import STRICT
 from nnunet_ext.trainers.base import ExtensionTrainer
 from nnunet_ext.trainers.catenorm import CateNormTrainer

@@ -8,7 +8,7 @@ from functools import cache
 
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunet_ext.lookup import find_trainer_of_nnunet
+from nnunet_ext.nnunet.lookup import find_trainer_of_nnunet
 from nnunet_ext.trainers.base import ExtensionTrainer
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from nnunet_ext.files import fingerprint, one_at_a_time, replacing, write_json
-from nnunet_ext.networks.translator import DIVISOR, SOURCE, TARGET
+from nnunet_ext._common.files import fingerprint, one_at_a_time, replacing, write_json
+from nnunet_ext.networks.mind_the_gap.translator import DIVISOR, SOURCE, TARGET
 from nnunet_ext.translation.crops import is_flat, pad
 from nnunet_ext.translation.intensities import Voxels
 from nnunet_ext.translation.settings import TranslatorSettings

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import Dataset
 
 from nnunet_ext.networks import DomainDiscriminator
-from nnunet_ext.networks.translator import DIVISOR
+from nnunet_ext.networks.mind_the_gap.translator import DIVISOR
 from nnunet_ext.translation.intensities import IntensityRange, Voxels
 
 MIN_CONTRAST = 0.02

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from nnunet_ext.errors import UserError
+from nnunet_ext._common.errors import UserError
 
 PERCENTILES = (0.5, 99.5)
 _VOXELS = 20_000

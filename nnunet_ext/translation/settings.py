@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from nnunet_ext.losses.translation import Variant
+from nnunet_ext.losses.mind_the_gap import Variant
 from nnunet_ext.settings import STRICT
 
 

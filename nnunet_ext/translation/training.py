@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from nnunet_ext.errors import CheckpointError, NonFiniteLossError
-from nnunet_ext.files import replacing
+from nnunet_ext._common.errors import CheckpointError, NonFiniteLossError
+from nnunet_ext._common.files import replacing
 from nnunet_ext.losses import TranslationLoss, critic_loss
 from nnunet_ext.networks import DomainDiscriminator, Translator
-from nnunet_ext.networks.translator import SOURCE, TARGET, opposite
+from nnunet_ext.networks.mind_the_gap.translator import SOURCE, TARGET, opposite
 from nnunet_ext.translation.crops import CropBatches, crop_shape
 from nnunet_ext.translation.intensities import IntensityRange, survey
 from nnunet_ext.translation.pool import HistoryPool
@@ -44,8 +44,8 @@ _SHOWN = 4  # rows of a sheet
 class TranslatorTraining:
     """The translator of one configuration, from its first step or from its checkpoint on.
 
-    Paper: arXiv 2205.11888, Step A; see :mod:`nnunet_ext.networks.translator`. Everything is
-    computed in float32. Both domains go through the networks in one batch, which no normalisation
+    Paper: arXiv 2205.11888, Step A; see :mod:`nnunet_ext.networks.mind_the_gap.translator`. Everything
+    is computed in float32. Both domains go through the networks in one batch, which no normalisation
     over the batch would notice.
 
     Several starts are our addition. Whether bright becomes bright or dark is decided by the initial
@@ -296,7 +296,7 @@ class TranslatorTraining:
         """Draw translations of the same few crops every time."""
         from matplotlib.figure import Figure
 
-        from nnunet_ext.pictures import draw_slice
+        from nnunet_ext._common.pictures import draw_slice
 
         # a batch that training never sees
         images = self.batches[self.settings.translator_iterations].to(self.device)

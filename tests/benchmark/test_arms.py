@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from nnunet_ext import discovery
 from nnunet_ext.benchmark import spec
 from nnunet_ext.benchmark.arms import Training, find_training
+from nnunet_ext.nnunet import discovery
 
 USERS = """
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from nnunet_ext import commands
+from nnunet_ext._common.errors import UserError
 from nnunet_ext.benchmark import job
 from nnunet_ext.benchmark.arms import Training
 from nnunet_ext.benchmark.job import Job
 from nnunet_ext.benchmark.layout import Cell, Layout, State
-from nnunet_ext.errors import UserError
+from nnunet_ext.nnunet import commands
 
 STOCK = Cell("stock", "tiny_base", 0, 0)
 CATENORM = Cell("CateNorm", "tiny_base", 0, 0)

@@ -11,8 +11,8 @@ import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
+from nnunet_ext._common.errors import UserError
 from nnunet_ext.benchmark.label_noise import LabelNoise, corrupt
-from nnunet_ext.errors import UserError
 
 CASES = [f"case_{number:02d}" for number in range(20)]
 Labels = dict[str, Path]

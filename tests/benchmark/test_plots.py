@@ -12,7 +12,7 @@ import pytest
 from nnunet_ext.benchmark import plots
 from nnunet_ext.benchmark.analysis import analyse
 from nnunet_ext.benchmark.results import Results
-from nnunet_ext.benchmark.statistics import unit_values
+from nnunet_ext.evaluation.statistics import unit_values
 from tests.benchmark.synthetic_results import make_results
 
 ODD = ("a $x_1$ & b", "<b>bold</b>", "日本語", "a name that is much longer than any plot is wide")

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import SimpleITK as sitk  # noqa: N813
 
-from nnunet_ext import commands, discovery
+from nnunet_ext._common.errors import UserError
 from nnunet_ext.benchmark import prepare as preparing
 from nnunet_ext.benchmark import spec
 from nnunet_ext.benchmark.layout import Cell, Layout
 from nnunet_ext.benchmark.prepare import Prepared, planner_of, read_prepared
-from nnunet_ext.errors import UserError
+from nnunet_ext.nnunet import commands, discovery
 from tests.tiny import BASE, CASES, CONFIGURATION, DATASET, PLANS, QUICK, TWO_SITES, World
 
 MakeWorld = Callable[..., World]

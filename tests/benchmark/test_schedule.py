@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
+from nnunet_ext._common.errors import UserError
 from nnunet_ext.benchmark import schedule
 from nnunet_ext.benchmark.arms import Training
 from nnunet_ext.benchmark.job import RunCell
 from nnunet_ext.benchmark.layout import Cell, Layout, State
 from nnunet_ext.benchmark.prepare import read_prepared
 from nnunet_ext.benchmark.schedule import Execution, Progress, Scheduler, make_executor, only_one
-from nnunet_ext.errors import UserError
 
 MakeLayout = Callable[..., Layout]
 

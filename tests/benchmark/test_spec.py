@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from nnunet_ext._common.errors import UserError
 from nnunet_ext.benchmark import spec
 from nnunet_ext.benchmark.degradation import Degradation
-from nnunet_ext.errors import UserError
 
 CONTENT: dict[str, Any] = {
     "dataset": "Dataset777_Tiny",

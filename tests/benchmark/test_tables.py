@@ -12,8 +12,8 @@ import pytest
 from nnunet_ext.benchmark.analysis import DICE, METRICS, Analysis, analyse
 from nnunet_ext.benchmark.page import Cell, Table
 from nnunet_ext.benchmark.results import Results
-from nnunet_ext.benchmark.statistics import compare, rank, unit_values
 from nnunet_ext.benchmark.tables import Tables, duration, number
+from nnunet_ext.evaluation.statistics import compare, rank, unit_values
 from tests.benchmark.synthetic_results import ARMS, make_results, without
 
 CONFIGURATION = "3d_fullres"

@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 
-from nnunet_ext import commands, decathlon
-from nnunet_ext.benchmark import live, prepare, report, schedule
+from nnunet_ext.benchmark import live, prepare, report, schedule, synthetic
 from nnunet_ext.benchmark.schedule import Execution
-from nnunet_ext.demo import synthetic
+from nnunet_ext.nnunet import commands, decathlon
 from tests.tiny import DATASET
 
 Cli = Callable[..., Any]

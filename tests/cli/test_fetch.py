@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
-from nnunet_ext import decathlon
+from nnunet_ext.nnunet import decathlon
 from tests.decathlon_server import NAME, Server, archive_of, make_task
 
 PROGRAM = f"""
 import sys
 from dataclasses import replace
-from nnunet_ext import decathlon
+from nnunet_ext.nnunet import decathlon
 from nnunet_ext.cli import main
 decathlon.CHUNK = 1024
 decathlon.TASKS[{NAME!r}] = replace(decathlon.TASKS[{NAME!r}], md5=sys.argv.pop(1))

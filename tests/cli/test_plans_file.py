@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from nnunet_ext._common.errors import UserError
 from nnunet_ext.cli.plans_file import PlansFile, open_plans
-from nnunet_ext.errors import UserError
 
 PLANS = {"configurations": {"2d": {"batch_size": 2}, "child": {"inherits_from": "2d"}}}
 

@@ -21,7 +21,7 @@ def main():
     if "fail" in sys.argv:
         raise SystemExit(3)
     if "mistake" in sys.argv:
-        from nnunet_ext.errors import UserError
+        from nnunet_ext._common.errors import UserError
         raise UserError("the user can mend this")
     if "bug" in sys.argv:
         raise ValueError("the user cannot mend this")
@@ -33,7 +33,8 @@ def ask_a_worker_of_mine():
 
 
 def is_active():
-    return "nnunet_ext.discovery" in sys.modules and sys.modules["nnunet_ext.discovery"].is_active()
+    discovery = sys.modules.get("nnunet_ext.nnunet.discovery")
+    return discovery is not None and discovery.is_active()
 """
 
 

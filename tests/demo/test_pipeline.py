@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from nnunet_ext._common.errors import UserError
 from nnunet_ext.demo.pipeline import CONFIGURATION, PLANS, Pipeline
 from nnunet_ext.demo.trainers import TrainerChoice, choose_trainer
 from nnunet_ext.demo.workspace import Parameters, Workspace
-from nnunet_ext.errors import UserError
 from nnunet_ext.settings import TrainingSettings, read_training_settings
 
 PARAMETERS = Parameters("CateNormTrainer", epochs=2, iterations=3, cases=5)

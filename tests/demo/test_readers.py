@@ -5,7 +5,7 @@ import time
 import pytest
 from rich.console import Console
 
-from nnunet_ext.console import duration
+from nnunet_ext._common.console import duration
 from nnunet_ext.demo import readers
 from nnunet_ext.demo.display import Display, StepDisplay
 

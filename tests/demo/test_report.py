@@ -10,10 +10,10 @@ import SimpleITK as sitk  # noqa: N813
 from matplotlib.image import imread
 from rich.console import Console
 
+from nnunet_ext._common.errors import UserError
+from nnunet_ext.benchmark.synthetic import site_of
 from nnunet_ext.demo import report
 from nnunet_ext.demo.report import CaseScore
-from nnunet_ext.demo.synthetic import site_of
-from nnunet_ext.errors import UserError
 
 LABELS = {1: "organ", 2: "lesion"}
 NAN = math.nan

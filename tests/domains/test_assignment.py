@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nnunet_ext._common.errors import UserError
 from nnunet_ext.domains.assignment import (
     cases_by_domain,
     from_csv,
@@ -14,7 +15,6 @@ from nnunet_ext.domains.assignment import (
     refuse_unfit,
     refuse_unfit_for_training,
 )
-from nnunet_ext.errors import UserError
 
 DOMAINS = {"a1": "A", "b1": "B", "a2": "A"}
 NAMES = st.text("abcXYZ019-.", min_size=1)

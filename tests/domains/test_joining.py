@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nnunet_ext.datasets import training_cases
+from nnunet_ext._common.errors import UserError
 from nnunet_ext.domains import joining
 from nnunet_ext.domains.joining import Case, Joined
-from nnunet_ext.errors import UserError
+from nnunet_ext.nnunet.datasets import training_cases
 
 MakeRaw = Callable[..., Path]
 

@@ -15,9 +15,9 @@ from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunet_ext._common.errors import UserError
 from nnunet_ext.domains import preprocessing
 from nnunet_ext.domains.preprocessing import preprocessed_unlabelled
-from nnunet_ext.errors import UserError
 from tests import tiny
 from tests.tiny import World
 

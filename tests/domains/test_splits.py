@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nnunet_ext._common.errors import UserError
 from nnunet_ext.domains.splits import (
     leave_one_out,
     refuse_other_folds_of_models,
     trained_folds,
     write_splits,
 )
-from nnunet_ext.errors import UserError
 
 FOLDS = leave_one_out({"a": "A", "b": "B"})
 OTHER = [{"train": ["a"], "val": ["b"]}]

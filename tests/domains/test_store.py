@@ -8,8 +8,8 @@ from shutil import rmtree
 
 import pytest
 
+from nnunet_ext._common.errors import UserError
 from nnunet_ext.domains.store import case_names, dataset_json_paths, save_domains
-from nnunet_ext.errors import UserError
 from tests.tiny import CASES, DATASET, TWO_SITES, World
 
 DOMAINS = dict(zip(CASES, TWO_SITES, strict=True))

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from nnunet_ext._common.errors import UserError
 from nnunet_ext.domains.unlabelled import images_in, unlabelled_cases
-from nnunet_ext.errors import UserError
 
 MakeRaw = Callable[..., Path]
 

@@ -19,7 +19,7 @@ import SimpleITK as sitk  # noqa: N813
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunet_ext.errors import CheckpointError
+from nnunet_ext._common.errors import CheckpointError
 
 pytestmark = pytest.mark.slow
 

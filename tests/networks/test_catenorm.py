@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from nnunet_ext.errors import UserError
+from nnunet_ext._common.errors import UserError
 from nnunet_ext.networks import CateNorm, CateNormUNet
 from tests.fixtures import reference
 

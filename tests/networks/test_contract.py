@@ -5,7 +5,7 @@ from dataclasses import replace
 from torch import nn
 
 from nnunet_ext.networks import CateNormUNet, ConDSegNet, LocallyMaskedUNet
-from nnunet_ext.networks.condseg import EncoderFirstUNet
+from nnunet_ext.networks.condseg.network import EncoderFirstUNet
 from tests.contract import TASKS, NetworkContract
 from tests.tiny import Task
 

@@ -15,7 +15,7 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
 )
 
 from nnunet_ext import planners
-from nnunet_ext.errors import UserError
+from nnunet_ext._common.errors import UserError
 
 DATASET = "Dataset779_Large"
 SHAPE = [120, 300, 300]

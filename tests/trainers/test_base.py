@@ -20,7 +20,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from nnunet_ext.errors import CheckpointError, NonFiniteLossError, SettingsError
+from nnunet_ext._common.errors import CheckpointError, NonFiniteLossError, SettingsError
 from nnunet_ext.trainers import CateNormTrainer, ExtensionTrainer, base, checkpoint
 from nnunet_ext.trainers.base import Losses, Update
 from nnunet_ext.trainers.distributed import unwrap

@@ -14,9 +14,9 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunet_ext.errors import UserError
+from nnunet_ext._common.errors import UserError
 from nnunet_ext.networks import ConDSegNet
-from nnunet_ext.networks.condseg import EncoderFirstUNet
+from nnunet_ext.networks.condseg.network import EncoderFirstUNet
 from nnunet_ext.trainers import ConDSegTrainer, condseg
 from nnunet_ext.trainers.topk_sigma import TopKSigmaMixin
 from tests import tiny

@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from nnunet_ext.domains import validation
-from nnunet_ext.errors import SettingsError, UserError
+from nnunet_ext._common.errors import SettingsError, UserError
+from nnunet_ext.evaluation import validation
 from nnunet_ext.trainers import ExtensionTrainer, base
 from tests import contract, tiny
 from tests.tiny import World

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch import multiprocessing as mp
 
-from nnunet_ext.errors import UserError
+from nnunet_ext._common.errors import UserError
 from nnunet_ext.networks import LocallyMaskedUNet, OutputCritic
-from nnunet_ext.networks.translator import SOURCE, TARGET
+from nnunet_ext.networks.mind_the_gap.translator import SOURCE, TARGET
 from nnunet_ext.trainers import base, mind_the_gap
 from nnunet_ext.trainers.distributed import first_rank_first, unwrap
 from nnunet_ext.trainers.mind_the_gap import MindTheGapSettings, MindTheGapTrainer

@@ -13,12 +13,12 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
+from nnunet_ext._common.errors import CheckpointError, SettingsError, UserError
 from nnunet_ext.augmentation import amplitude_mixup
 from nnunet_ext.augmentation.amplitude_mixup import StyleBank, low_frequencies
-from nnunet_ext.errors import CheckpointError, SettingsError, UserError
 from nnunet_ext.losses import RestorationLoss, SymmetricKLConsistency
 from nnunet_ext.networks import RestorationDecoder
-from nnunet_ext.networks.restoration import return_features
+from nnunet_ext.networks.ram_dsir import return_features
 from nnunet_ext.trainers import RAMDSIRTrainer, TopKSigmaTrainer, base, ram_dsir
 from nnunet_ext.trainers.distributed import unwrap
 from nnunet_ext.trainers.topk_sigma import TopKSigmaMixin

@@ -9,9 +9,9 @@ import torch
 from nnunetv2.training.loss.compound_losses import DC_and_topk_loss
 from torch import nn
 
-from nnunet_ext.errors import SettingsError, UserError
+from nnunet_ext._common.errors import SettingsError, UserError
 from nnunet_ext.losses import TopKSigmaCompoundLoss, TopKSigmaLoss
-from nnunet_ext.losses.noise_share import estimate_noise
+from nnunet_ext.losses.topk_sigma.noise import estimate_noise
 from nnunet_ext.settings import read_method_settings
 from nnunet_ext.trainers import CateNormTopKSigmaTrainer, CateNormTrainer, TopKSigmaTrainer
 from nnunet_ext.trainers.topk_sigma import TopKSigmaMixin, TopKSigmaSettings

@@ -15,8 +15,9 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from nnunet_ext import discovery, lookup, trainers
-from nnunet_ext.errors import UnknownNameError
+from nnunet_ext import trainers
+from nnunet_ext._common.errors import UnknownNameError
+from nnunet_ext.nnunet import discovery, lookup
 from nnunet_ext.trainers import ExtensionTrainer
 from tests import contract, tiny
 from tests.contract import Recipe, TrainerContract

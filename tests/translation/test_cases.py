@@ -9,7 +9,7 @@ import pytest
 import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
-from nnunet_ext.networks.translator import SOURCE
+from nnunet_ext.networks.mind_the_gap.translator import SOURCE
 from nnunet_ext.translation.cases import translate, translate_all, translated_cases
 from nnunet_ext.translation.settings import TranslatorSettings
 from nnunet_ext.translation.training import CHECKPOINT, TranslatorTraining

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nnunet_ext.errors import CheckpointError, NonFiniteLossError, UserError
-from nnunet_ext.networks.translator import SOURCE, TARGET
+from nnunet_ext._common.errors import CheckpointError, NonFiniteLossError, UserError
+from nnunet_ext.networks.mind_the_gap.translator import SOURCE, TARGET
 from nnunet_ext.translation import training
 from nnunet_ext.translation.crops import CropBatches, crop_shape, is_flat, pad
 from nnunet_ext.translation.intensities import IntensityRange, survey

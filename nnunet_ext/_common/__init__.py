@@ -1,0 +1,1 @@
+"""Errors, files, console and other small things that all rooms use."""

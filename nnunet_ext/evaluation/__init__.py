@@ -1,0 +1,1 @@
+"""Metrics and statistics, for validation, benchmark and ``nnunet-ext evaluate``."""

@@ -1,0 +1,166 @@
+"""Step B of Mind the Gap: a U-Net that looks harder where target features are still unlike source.
+
+Paper: arXiv 2205.11888 (see :mod:`nnunet_ext.networks.mind_the_gap.translator`). The mask follows the
+authors' published Step B, where it stands between two halves of a network without skips.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from dynamic_network_architectures.building_blocks.helper import convert_conv_op_to_dim
+from torch import Tensor, nn
+
+from nnunet_ext._common.errors import UserError
+from nnunet_ext._common.precision import full_precision
+from nnunet_ext.networks.catenorm import Logits
+from nnunet_ext.networks.mind_the_gap.critics import FeatureCritic
+from nnunet_ext.networks.mind_the_gap.translator import DOMAINS, SOURCE, TARGET
+
+Scope: TypeAlias = Literal["all", "deep", "stage", "off"]
+
+PAPER_STRIDE = 8
+"""The paper scores features of an eighth of the image's resolution."""
+
+
+def local_weights(scores: Tensor, renorm: bool = False) -> Tensor:
+    r"""Turn a feature critic's scores into the weights of locations.
+
+    With scores :math:`s`, the weights are :math:`1 + |\tanh s|`, between 1 for what looks
+    like source (0) and 2; 1.76 for what looks like target (1).
+
+    Args:
+        scores: (B, 1, *S).
+        renorm: Divide the weights of each image by their mean, so that only their spatial
+            variation counts. Not in the paper, whose mask stands before a batch normalisation
+            that has this effect.
+    """
+    weights = 1 + torch.tanh(scores).abs()
+    if renorm:
+        weights = weights / weights.mean(dim=tuple(range(2, weights.ndim)), keepdim=True)
+    return weights
+
+
+class LocallyMaskedUNet(nn.Module):
+    """A planned U-Net with the local feature mask of a critic.
+
+    ``encoder`` and ``decoder`` are those of the U-Net, under nnU-Net's names. The critic lives in
+    ``feature_critic.seg_layers``, because nnU-Net's ``-pretrained_weights`` does not ask for
+    ``.seg_layers.``, and so a stock checkpoint fits. It is part of the network because the mask
+    is used in prediction, too; it must be trained by an optimiser of its own.
+
+    Deviations from the authors' network, which has neither skips nor instance normalisation: the
+    mask reaches all skips, resized, so that none bypasses it; and it is renormalised, because a
+    uniform gain is not neutral to a decoder that joins skips with normalised features.
+
+    Args:
+        unet: Plain-conv or residual-encoder U-Net of dynamic_network_architectures, weights
+            already initialised.
+        stride: The mask is computed on the first encoder stage that has at least this total
+            stride along some axis, or else on the deepest.
+        scope: What is multiplied by the mask: ``"all"`` stages of the encoder, ``"deep"``
+            those from the mask's on, the mask's ``"stage"`` alone, or nothing (``"off"``).
+        renorm: See :func:`local_weights`.
+        detach: Keep the gradient of the segmentation from flowing through the mask.
+        mask_at_inference: Whether images without a domain are masked as target.
+
+    Raises:
+        UserError: If the U-Net is of another kind.
+    """
+
+    encoder: Any
+    decoder: Any
+
+    def __init__(
+        self,
+        unet: nn.Module,
+        stride: int = PAPER_STRIDE,
+        scope: Scope = "all",
+        renorm: bool = True,
+        detach: bool = False,
+        mask_at_inference: bool = True,
+    ) -> None:
+        super().__init__()
+        if not (hasattr(unet, "encoder") and hasattr(unet, "decoder")):
+            raise UserError(
+                "Mind the Gap needs a plain-conv or residual-encoder U-Net, but the plans ask for "
+                f"{type(unet).__name__}. Plan with a stock nnU-Net planner."
+            )
+        self.encoder = unet.encoder
+        self.decoder = unet.decoder
+        self.scope = scope
+        self.renorm = renorm
+        self.detach = detach
+        # of images that come without a domain; validation on source images changes it
+        self.inference_domain = TARGET if mask_at_inference else SOURCE
+        self._divisors = np.cumprod(np.array(self.encoder.strides), axis=0)
+        reached = np.flatnonzero(self._divisors.max(axis=1) >= stride)
+        self.stage = int(reached[0]) if len(reached) else len(self._divisors) - 1
+        dim = convert_conv_op_to_dim(self.encoder.conv_op)
+        critic = FeatureCritic(self.encoder.output_channels[self.stage], dim)
+        self.feature_critic = nn.ModuleDict({"seg_layers": critic})
+        self._interpolation = "bilinear" if dim == 2 else "trilinear"
+        last = len(self._divisors) - 1
+        masked = {
+            "all": range(last + 1),
+            "deep": range(self.stage, last + 1),
+            "stage": range(self.stage, self.stage + 1),
+            "off": range(0),
+        }
+        self._masked_stages = masked[scope]
+
+    def forward(
+        self, x: Tensor, domain: Tensor | None = None, return_features: bool = False
+    ) -> Logits | tuple[Logits, Tensor]:
+        """Segment.
+
+        Args:
+            x: Images (B, C, *S); source and target may be mixed.
+            domain: 0 for source and 1 for target images (B,); without it, all are of
+                ``inference_domain``. Source images are never masked.
+            return_features: Whether to return the features, not masked, that the critic scores.
+
+        Returns:
+            Logits (B, K, *S), or one tensor for each scale with deep supervision; with
+            ``return_features`` a pair of them and the features (B, C', *S').
+        """
+        stages = list(self.encoder(x))
+        features = stages[self.stage]
+        if self._masked_stages and not (domain is None and self.inference_domain == SOURCE):
+            weights = self._weights(features, domain)
+            for stage in self._masked_stages:
+                resized = F.interpolate(weights, stages[stage].shape[2:], mode=self._interpolation)
+                stages[stage] = stages[stage] * resized.to(stages[stage].dtype)
+        logits: Logits = self.decoder(stages)
+        return (logits, features) if return_features else logits
+
+    def score(self, features: Tensor) -> Tensor:
+        """Score features (B, C', *S') by location, in float32: (B, 1, *S')."""
+        with full_precision(features.device):
+            scores: Tensor = self.feature_critic["seg_layers"](features.float())
+        return scores
+
+    def _weights(self, features: Tensor, domain: Tensor | None) -> Tensor:
+        weights = local_weights(self.score(features), self.renorm)
+        if self.detach:
+            weights = weights.detach()
+        if domain is None:
+            return weights
+        domain = domain.to(weights.dtype).view(-1, *[1] * (weights.ndim - 1))
+        return 1 + domain * (weights - 1)
+
+    def compute_conv_feature_map_size(self, input_size: Sequence[int]) -> int:
+        """Estimate memory as nnU-Net's planner does, in elements of feature maps.
+
+        Args:
+            input_size: Patch size, without batch and channels.
+        """
+        size = int(self.encoder.compute_conv_feature_map_size(input_size))
+        size += int(self.decoder.compute_conv_feature_map_size(input_size))
+        voxels = np.prod(np.floor_divide(input_size, self._divisors[self.stage]), dtype=np.int64)
+        critic: Any = self.feature_critic["seg_layers"]
+        maps = sum(m.out_channels for m in critic if hasattr(m, "out_channels"))
+        # training runs a batch of each domain
+        return DOMAINS * (size + int(voxels) * int(maps))

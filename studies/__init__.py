@@ -1,0 +1,1 @@
+"""Scripts and files behind every number in docs, and their records."""

@@ -1,0 +1,178 @@
+"""Write ``studies/records/README.md`` and ``docs/experiments.md`` from the records.
+
+Takes no arguments: ``python -m studies.summarise``.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from nnunet_ext.evaluation.statistics import compare, unit_values
+
+RESULTS = Path(__file__).parent / "records"
+EXPERIMENTS_PAGE = Path(__file__).parents[1] / "docs" / "experiments.md"
+METRICS = {"dice": 3, "nsd": 3, "hd95": 1}
+"""Shown metrics and their digits."""
+INTRODUCTION = """# Records
+
+Written by `studies/summarise.py` from the records in this folder; do not edit. The folders hold
+[experiments](../../docs/experiments.md). Ratios of costs are medians of step-by-step ratios to the
+first arm, measured in turns in one run. Memory on a CPU is the resident set of the process and
+varies by about a tenth from run to run. Of the estimators of wrong labels, "anchors" is that of
+`sigma: "auto"`.
+"""
+
+
+EXPERIMENTS = """# Experiments on real data
+
+Written by `studies/summarise.py` from `studies/records`; do not edit. Each is a file in
+`studies/experiments`, repeated with `nnunet-ext benchmark run FILE` on
+[these data](../studies/experiments/README.md). All arms of an experiment have the same plans,
+folds, seeds and, unless an arm's name says otherwise, epochs; CateNorm takes half as many
+optimisation steps again in them. Networks and budgets are small enough for a CPU: differences
+between arms are what to look at, not the scores. For the same reason all arms learn with Adam
+(`optimizer=adam`, rate 0.001) and predict without mirroring; nnU-Net's defaults, and ours, are SGD
+and mirroring. Intervals (95 %) and p (Wilcoxon, Holm) are over subjects, scores averaged over
+labels and seeds. What a result means for a method stands on the method's page.
+"""
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Format a table in Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def circumstances(record: dict[str, Any]) -> str:
+    """Name where, when and with what a record was made."""
+    versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
+    where = record["gpu"] or record["processor"]
+    return f"{record['date']}; {where}; Python {record['python']}, {versions}."
+
+
+def step_cost(record: dict[str, Any]) -> str:
+    """Report what one step costs."""
+    arguments = record["arguments"]
+    setting = f"{arguments['plans']}, {arguments['configuration']}"
+    if arguments["batch_size"]:
+        setting += f", batch size {arguments['batch_size']}"
+    header = ["arm", "training step", "ratio", "prediction", "ratio", "peak memory", "ratio"]
+    part = arguments.get("part")
+    if part:
+        header.append(f"`{part}`, share of a step")
+    rows = [
+        [
+            f"`{arm['arm']}`",
+            f"{arm['train_s']} s",
+            arm["train_ratio"],
+            f"{arm['predict_s']} s",
+            arm["predict_ratio"],
+            f"{arm['peak_MiB']} MiB",
+            arm["peak_ratio"],
+            *([f"{100 * arm['part_share']:.1f} %"] if part else []),
+        ]
+        for arm in record["arms"]
+    ]
+    return (
+        f"Data set {arguments['dataset']}, {setting}, {arguments['device']}, "
+        f"{arguments['threads']} thread(s), {arguments['steps']} steps.\n\n{table(header, rows)}"
+    )
+
+
+def startup_cost(record: dict[str, Any]) -> str:
+    """Report what the start-up file costs."""
+    bare, *_ = record["median_ms"].values()
+    rows = [
+        [name, f"{milliseconds:.2f}", f"{milliseconds - bare:+.2f}"]
+        for name, milliseconds in record["median_ms"].items()
+    ]
+    return f"{record['starts']} starts each.\n\n{table(['interpreter', 'ms', 'difference'], rows)}"
+
+
+def experiment(folder: Path) -> str:
+    """Report a recorded benchmark: every arm, and the last arm's difference to it."""
+    benchmark = json.loads((folder / "benchmark.json").read_text())
+    scores = pd.read_csv(folder / "scores.csv", dtype={"label": str, "fold": str, "seen": str})
+    cost = pd.read_csv(folder / "cost.csv").set_index(["configuration", "arm"])["seconds_per_epoch"]
+    *_, full = benchmark["arms"]
+    parts = [f"## {folder.name}\n\n{benchmark.get('description', '')}"]
+    seen = scores["seen"].fillna("") if "seen" in scores else pd.Series("", scores.index)
+    domains = seen.map(lambda name: f", {name} domains" if name else "")
+    groups = scores.groupby(["configuration", "evaluation", domains])
+    for (configuration, evaluation, which), rows in groups:
+        held_out = rows["subject"].nunique(), rows["case"].nunique(), rows["seed"].nunique()
+        means = {m: unit_values(rows, m).groupby("arm")["value"].mean() for m in METRICS}
+        compared = compare(unit_values(rows, "dice"), full).set_index("arm")
+        table_rows = [
+            [
+                name,
+                *(_number(means[m].get(name, math.nan), digits) for m, digits in METRICS.items()),
+                *(_difference(compared.loc[name]) if name in compared.index else ("", "")),
+                _number(cost.get((configuration, name), math.nan), 1),
+            ]
+            for name in benchmark["arms"]
+        ]
+        header = ["arm", "Dice", "NSD", "HD95", f"Dice of {full} minus this", "p", "s per epoch"]
+        parts.append(
+            f"{configuration}, {evaluation}{which}: {held_out[0]} subjects ({held_out[1]} cases), "
+            f"{held_out[2]} seeds.\n\n{table(header, table_rows)}"
+        )
+    environment = json.loads((folder / "environment.json").read_text())
+    link = f"[Report](../studies/records/{folder.name}/report.md)"
+    parts.append(f"{link}. {circumstances(environment)}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _number(value: float, digits: int) -> str:
+    return "" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _difference(row: Any) -> tuple[str, str]:
+    # compare() gives the other arm minus the baseline; the full method is what matters here
+    values = (0.0 - row[key] for key in ("difference", "high", "low"))  # no -0.0
+    text = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*values)
+    p = row["p_holm"]
+    return text, "< 0.001" if p < 1e-3 else f"{p:.3f}"
+
+
+def named_rows(record: dict[str, Any]) -> str:
+    """Report a record whose last entry holds named figures of several things."""
+    *_, (kind, found) = record.items()
+    rows = [[f"`{name}`", *figures.values()] for name, figures in found.items()]
+    header = [kind, *next(iter(found.values()))]
+    given = {name: value for name, value in record["arguments"].items() if value is not None}
+    setting = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in given.items())
+    return f"{setting}.\n\n{table(header, rows)}"
+
+
+REPORTS = {
+    "arms": step_cost,
+    "losses": named_rows,
+    "estimators": named_rows,
+    "images": named_rows,
+    "models": named_rows,
+    "recovered": named_rows,
+    "translators": named_rows,
+    "median_ms": startup_cost,
+}
+"""What a record holds -> who reports it."""
+
+
+def main() -> None:
+    """Write both pages."""
+    folders = sorted(path.parent for path in RESULTS.glob("*/scores.csv"))
+    EXPERIMENTS_PAGE.write_text("\n".join([EXPERIMENTS, *map(experiment, folders)]))
+    sections = [INTRODUCTION]
+    for path in sorted(RESULTS.glob("*.json")):
+        record = json.loads(path.read_text())
+        report = next(REPORTS[key] for key in REPORTS if key in record)
+        sections.append(f"## {path.stem}\n\n{circumstances(record)} {report(record)}\n")
+    (RESULTS / "README.md").write_text("\n".join(sections))
+
+
+if __name__ == "__main__":
+    main()

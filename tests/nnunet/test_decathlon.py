@@ -1,0 +1,310 @@
+"""Decathlon tasks: checks of a folder, downloads from a server on localhost, unpacking."""
+
+import errno
+import hashlib
+import json
+import re
+import shutil
+import socket
+import tarfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from nnunet_ext._common.errors import UserError
+from nnunet_ext.nnunet import decathlon
+from tests.decathlon_server import NAME, Server, archive_of, make_task
+
+
+def edit_description(folder: Path, **changes: Any) -> None:
+    path = folder / "dataset.json"
+    described = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({k: v for k, v in described.items() if v is not None}))
+
+
+# --------------------------------------------------------------------------------- task folders
+
+
+def test_good_folder_is_accepted_without_the_resource_files_of_macos(tmp_path: Path) -> None:
+    task = decathlon.check_task_folder(make_task(tmp_path))
+    assert (task.task_id, task.name) == (4, "Hippocampus")
+    assert task.training == tuple(f"case_{number:03d}" for number in range(5))
+    assert not task.has_test_labels
+
+
+def test_folder_that_is_no_task_is_told_everything_that_is_missing(tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    with pytest.raises(UserError) as error:
+        decathlon.check_task_folder(folder)
+    message = str(error.value)
+    assert str(folder) in message
+    for part in ("named like Task04", "dataset.json", "imagesTr", "labelsTr", "imagesTs"):
+        assert part in message
+
+
+def test_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere is not a folder"):
+        decathlon.check_task_folder(tmp_path / "nowhere")
+
+
+def test_cases_without_label_are_named(tmp_path: Path) -> None:
+    folder = make_task(tmp_path)
+    (folder / "labelsTr" / "case_002.nii.gz").unlink()
+    with pytest.raises(UserError, match="labelsTr lacks case_002"):
+        decathlon.check_task_folder(folder)
+
+
+def test_too_few_cases_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds 4 images.*at least 5"):
+        decathlon.check_task_folder(make_task(tmp_path, cases=4))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"modality": None}, 'no "modality"'),
+        ({"labels": {"background": 0, "organ": 1}}, '"labels" in dataset.json must be like'),
+        ({"labels": {"0": "background", "organ": "1"}}, "must be numbers"),
+        ({"numTraining": 7}, '"numTraining" in dataset.json is 7, but imagesTr holds 5'),
+    ],
+)
+def test_wrong_description_is_explained(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    folder = make_task(tmp_path)
+    edit_description(folder, **changes)
+    with pytest.raises(UserError, match=message):
+        decathlon.check_task_folder(folder)
+
+
+def test_broken_json_is_explained(tmp_path: Path) -> None:
+    folder = make_task(tmp_path)
+    (folder / "dataset.json").write_text("{")
+    with pytest.raises(UserError, match=r"dataset\.json is not valid JSON"):
+        decathlon.check_task_folder(folder)
+
+
+def test_parent_of_a_task_is_told_which_folder_was_meant(tmp_path: Path) -> None:
+    folder = make_task(tmp_path)
+    with pytest.raises(UserError, match=f"Perhaps you mean .*{folder.name}"):
+        decathlon.check_task_folder(tmp_path)
+
+
+def test_raw_format_of_nnunet_is_recognised(tmp_path: Path) -> None:
+    folder = make_task(tmp_path, "Dataset004_Hippocampus")
+    edit_description(folder, channel_names={"0": "MRI"}, modality=None)
+    with pytest.raises(UserError, match="nnU-Net's own raw format"):
+        decathlon.check_task_folder(folder)
+
+
+def test_test_labels_count_only_when_complete(tmp_path: Path) -> None:
+    folder = make_task(tmp_path)
+    (folder / "labelsTs").mkdir()
+    assert not decathlon.check_task_folder(folder).has_test_labels
+    (folder / "labelsTs" / "test_001.nii.gz").touch()
+    assert decathlon.check_task_folder(folder).has_test_labels
+
+
+# ---------------------------------------------------------------------------------- the ten tasks
+
+
+def test_all_ten_tasks_have_a_well_formed_checksum_of_their_own() -> None:
+    assert [name[:6] for name in decathlon.TASKS] == [f"Task{n:02d}" for n in range(1, 11)]
+    checksums = [task.md5 for task in decathlon.TASKS.values()]
+    assert len(set(checksums)) == 10
+    assert all(re.fullmatch("[0-9a-f]{32}", checksum) for checksum in checksums)
+
+
+def test_unknown_task_gets_the_nearest() -> None:
+    with pytest.raises(UserError, match="Did you mean Task04_Hippocampus"):
+        decathlon.find_task("hippocampus")
+
+
+def test_terms_name_the_licence() -> None:
+    assert "CC BY-SA 4.0" in decathlon.terms(NAME)
+
+
+# ------------------------------------------------------------------------------------- downloads
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    content = archive_of(make_task(tmp_path / "source"))
+    task = replace(decathlon.TASKS[NAME], md5=hashlib.md5(content).hexdigest())
+    monkeypatch.setitem(decathlon.TASKS, NAME, task)
+    for proxy in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(proxy, raising=False)
+    running = Server(content)
+    yield running
+    running.stop()
+
+
+def test_download_is_verified_unpacked_and_tidied_up(server: Server, tmp_path: Path) -> None:
+    seen: list[tuple[int, int | None]] = []
+    target = decathlon.fetch_task(
+        NAME, tmp_path / "to", server.url, lambda done, total: seen.append((done, total))
+    )
+    assert decathlon.check_task_folder(target).task_id == 4
+    assert [path.name for path in (tmp_path / "to").iterdir()] == [NAME]
+    assert seen[-1] == (len(server.content), len(server.content))
+    assert not list(target.rglob("._*"))
+
+
+def test_a_task_that_is_there_is_not_downloaded_again(server: Server, tmp_path: Path) -> None:
+    for _ in range(2):
+        decathlon.fetch_task(NAME, tmp_path / "to", server.url)
+    assert len(server.ranges) == 1
+
+
+def test_the_environment_names_a_mirror(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NNUNET_EXT_DECATHLON_URL", f"{server.url}/mirror/")
+    assert decathlon.fetch_task(NAME, tmp_path / "to").is_dir()
+
+
+def test_interrupted_download_goes_on_where_it_stopped(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decathlon, "CHUNK", 1024)
+    server.break_after = 4096
+    with pytest.raises(UserError, match=r"broke off.* 4096 bytes are here already.*Run again"):
+        decathlon.fetch_task(NAME, tmp_path / "to", server.url)
+    assert not (tmp_path / "to" / NAME).exists()
+    server.break_after = None
+    assert decathlon.fetch_task(NAME, tmp_path / "to", server.url).is_dir()
+    assert server.ranges == [None, "bytes=4096-"]
+
+
+def test_a_complete_partial_file_needs_no_more_bytes(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "to").mkdir()
+    (tmp_path / "to" / f"{NAME}.tar.part").write_bytes(server.content)
+    assert decathlon.fetch_task(NAME, tmp_path / "to", server.url).is_dir()
+
+
+@pytest.mark.parametrize("step", ["_md5", "unpack"])
+def test_an_interruption_after_the_last_byte_costs_no_byte(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(decathlon, step, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            decathlon.fetch_task(NAME, tmp_path / "to", server.url)
+    assert decathlon.fetch_task(NAME, tmp_path / "to", server.url).is_dir()
+    assert server.ranges == [None, f"bytes={len(server.content)}-"]
+    assert [path.name for path in (tmp_path / "to").iterdir()] == [NAME]
+
+
+def test_wrong_checksum_is_refused_and_nothing_is_left(server: Server, tmp_path: Path) -> None:
+    server.content = server.content[:-1] + b"x"
+    with pytest.raises(UserError, match=rf"{server.url}.*is not the archive of {NAME}.*MD5"):
+        decathlon.fetch_task(NAME, tmp_path / "to", server.url)
+    assert list((tmp_path / "to").iterdir()) == []
+
+
+def test_offline_tells_what_to_put_where(tmp_path: Path, server: Server) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        with pytest.raises(UserError) as error:
+            decathlon.fetch_task(NAME, tmp_path / "to", url)
+    message = str(error.value)
+    assert f"{url}/{NAME}.tar" in message
+    assert str(tmp_path / "to" / f"{NAME}.tar") in message
+    assert "online" in message
+
+
+def test_answer_of_the_server_is_shown(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the server answers 404"):
+        decathlon.fetch_task("Task02_Heart", tmp_path / "to", server.url)
+
+
+def test_archive_put_by_hand_is_used_and_kept(server: Server, tmp_path: Path) -> None:
+    archive = tmp_path / "to" / f"{NAME}.tar"
+    archive.parent.mkdir()
+    archive.write_bytes(server.content)
+    assert decathlon.fetch_task(NAME, archive.parent, server.url).is_dir()
+    assert archive.exists()
+    assert server.ranges == []
+
+
+def test_wrong_archive_put_by_hand_is_refused(server: Server, tmp_path: Path) -> None:
+    archive = tmp_path / "to" / f"{NAME}.tar"
+    archive.parent.mkdir()
+    archive.write_bytes(server.content[:1000])
+    with pytest.raises(UserError, match=r"its MD5 is .* it should be"):
+        decathlon.fetch_task(NAME, archive.parent, server.url)
+
+
+def test_a_disk_too_small_for_archive_and_contents_is_refused_at_once(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = SimpleNamespace(free=2 * len(server.content) - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+    with pytest.raises(UserError, match=r"has .* kB left, but .* kB are needed.*--out"):
+        decathlon.fetch_task(NAME, tmp_path / "to", server.url)
+    free.free += 1
+    assert decathlon.fetch_task(NAME, tmp_path / "to", server.url).is_dir()
+
+
+def test_a_disk_that_fills_up_keeps_what_came_for_the_next_try(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decathlon, "CHUNK", 1024)
+
+    def fill(done: int, total: int | None) -> None:
+        if done == 4096:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(UserError, match=r"The disk of .* is full.*run again to go on"):
+        decathlon.fetch_task(NAME, tmp_path / "to", server.url, fill)
+    assert [path.name for path in (tmp_path / "to").iterdir()] == [f"{NAME}.tar.part"]
+    assert decathlon.fetch_task(NAME, tmp_path / "to", server.url).is_dir()
+    assert server.ranges == [None, "bytes=4096-"]
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"Cannot fetch into .*file"):
+        decathlon.fetch_task(NAME, tmp_path / "file")
+
+
+# ------------------------------------------------------------------------------------- unpacking
+
+
+@pytest.mark.parametrize("name", ["../outside", "/outside", f"{NAME}/../../outside"])
+def test_archive_that_would_write_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
+    archive = tmp_path / "evil.tar"
+    with tarfile.open(archive, "w") as tar:
+        tar.addfile(tarfile.TarInfo(name))
+    with pytest.raises(UserError, match="not safe to unpack"):
+        decathlon.unpack(archive, tmp_path / "to" / NAME)
+    assert not (tmp_path / "to" / NAME).exists()
+
+
+def test_links_in_an_archive_are_refused(tmp_path: Path) -> None:
+    archive = tmp_path / "evil.tar"
+    with tarfile.open(archive, "w") as tar:
+        link = tarfile.TarInfo(f"{NAME}/link")
+        link.type, link.linkname = tarfile.SYMTYPE, "elsewhere"
+        tar.addfile(link)
+    with pytest.raises(UserError, match="not safe to unpack"):
+        decathlon.unpack(archive, tmp_path / "to" / NAME)
+
+
+def test_truncated_archive_leaves_nothing(tmp_path: Path) -> None:
+    archive = tmp_path / f"{NAME}.tar"
+    folder = make_task(tmp_path / "source")
+    (folder / "imagesTr" / "case_000.nii.gz").write_bytes(b"x" * 50_000)
+    archive.write_bytes(archive_of(folder)[:20_000])
+    with pytest.raises(UserError, match="cannot be unpacked"):
+        decathlon.unpack(archive, tmp_path / "to" / NAME)
+    assert list((tmp_path / "to").iterdir()) == []
