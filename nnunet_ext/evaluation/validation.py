@@ -101,8 +101,8 @@ def summarise(
     """Write ``summary_by_domain.json`` beside nnU-Net's ``summary.json``.
 
     It holds the means of all measures of :mod:`nnunet_ext.evaluation.metrics`, by domain and
-    label, and which domain has the lowest mean Dice. As in nnU-Net's summary, a label that is neither in
-    truth nor prediction does not count.
+    label, and which domain has the lowest mean Dice. As in nnU-Net's summary, a label that is
+    neither in truth nor prediction does not count.
 
     Args:
         evaluation: Folder with predictions and ``summary.json``.

@@ -96,7 +96,7 @@ def epoch_begun(line: str) -> int | None:
 
 
 def _failure(command: str, code: int, tail: Sequence[str], log: Path) -> str:
-    ours = re.match(r"nnunet_ext\.errors\.\w+: (.+)", tail[-1] if tail else "")
+    ours = re.match(r"nnunet_ext\._common\.errors\.\w+: (.+)", tail[-1] if tail else "")
     if ours:  # explains itself; the traceback before it helps nobody
         return f"{command} failed: {ours[1]}\nIts output is in {log}"
     shown = "\n  ".join(tail)

@@ -44,9 +44,9 @@ _SHOWN = 4  # rows of a sheet
 class TranslatorTraining:
     """The translator of one configuration, from its first step or from its checkpoint on.
 
-    Paper: arXiv 2205.11888, Step A; see :mod:`nnunet_ext.networks.mind_the_gap.translator`. Everything
-    is computed in float32. Both domains go through the networks in one batch, which no normalisation
-    over the batch would notice.
+    Paper: arXiv 2205.11888, Step A; see :mod:`nnunet_ext.networks.mind_the_gap.translator`.
+    Everything is computed in float32. Both domains go through the networks in one batch, which no
+    normalisation over the batch would notice.
 
     Several starts are our addition. Whether bright becomes bright or dark is decided by the initial
     weights within the first hundred steps; reconstruction and cycle do not mind, and weigh so much

@@ -93,11 +93,6 @@ IGNORE = 3
 BACKGROUND, UNCERTAIN = 1, 2
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 def perfect_logits(target: Tensor) -> Tensor:
     return 40 * target - 20
 

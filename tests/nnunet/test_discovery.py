@@ -20,7 +20,7 @@ from nnunet_ext.nnunet import discovery
 from nnunet_ext.nnunet.lookup import PACKAGES, TRAINERS, with_our_names
 
 PACKAGE = Path(discovery.__file__).parent
-STARTUP = Path(__file__).parents[1] / "startup"
+STARTUP = Path(__file__).parents[2] / "startup"
 PLANNERS = "nnunetv2.experiment_planning"
 
 FIND_CLASS_BY_NAME = """

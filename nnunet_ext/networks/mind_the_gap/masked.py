@@ -1,7 +1,7 @@
 """Step B of Mind the Gap: a U-Net that looks harder where target features are still unlike source.
 
-Paper: arXiv 2205.11888 (see :mod:`nnunet_ext.networks.mind_the_gap.translator`). The mask follows the
-authors' published Step B, where it stands between two halves of a network without skips.
+Paper: arXiv 2205.11888 (see :mod:`nnunet_ext.networks.mind_the_gap.translator`). The mask follows
+the authors' published Step B, where it stands between two halves of a network without skips.
 """
 
 from collections.abc import Sequence
