@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nnunet_ext.translation.settings import TranslatorSettings
+from nnunet_ext.settings.mind_the_gap import TranslatorSettings
 from nnunet_ext.translation.training import TranslatorTraining
 from studies import record
 from studies.timing import timed

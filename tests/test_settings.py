@@ -17,7 +17,7 @@ from nnunet_ext.settings import (
     read_method_settings,
     read_training_settings,
 )
-from nnunet_ext.trainers.catenorm import CateNormSettings
+from nnunet_ext.settings.catenorm import CateNormSettings
 
 WHERE = '"3d_fullres" in TinyPlans'
 TRAINING_KEYS = [field.name for field in dataclasses.fields(TrainingSettings)]

@@ -4,14 +4,12 @@ Paper: arXiv 2412.08345; see :mod:`nnunet_ext.networks.condseg.network` for what
 """
 
 from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
-from pydantic import Field
-from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -20,7 +18,8 @@ from nnunet_ext.losses import ConsistencyReinforcementLoss, SemanticDecouplingLo
 from nnunet_ext.losses.condseg import AnyForeground, any_foreground
 from nnunet_ext.networks import ConDSegNet
 from nnunet_ext.networks.condseg.network import EncoderFirstUNet
-from nnunet_ext.settings import NEUTRAL, STRICT, read_method_settings
+from nnunet_ext.settings import read_method_settings
+from nnunet_ext.settings.condseg import ConDSegSettings
 from nnunet_ext.trainers.base import (
     LR_FACTOR,
     ExtensionTrainer,
@@ -35,57 +34,6 @@ COLOUR_NAMES = ({"r", "g", "b"}, {"red", "green", "blue"}, {"rgb_to_0_1"})
 """Names of three channels that are colours."""
 AUXILIARY_WEIGHT = 2.0
 """What the weights of foreground and background map add up to; nnU-Net's loss has 1."""
-
-
-@dataclass(frozen=True, config=STRICT)
-class ConDSegSettings:
-    """Settings of ConDSeg. The two halves of the method can be switched on and off apart."""
-
-    consistency: Annotated[
-        Literal["on", "views", "off"],
-        Field(
-            description="first phase on the encoder: two views that must agree, two views without "
-            "that demand, or no first phase"
-        ),
-    ] = "on"
-    decoder: Annotated[
-        Literal["condseg", "plan"],
-        Field(description="the method's decoder, or the planned U-Net's with deep supervision"),
-    ] = "condseg"
-    first_phase: Annotated[
-        float, Field(ge=0, lt=1, description="share of epochs that train the encoder alone")
-    ] = 0.2
-    encoder_lr_factor: Annotated[
-        float,
-        Field(gt=0, le=1, description="share of the learning rate that a trained encoder keeps"),
-    ] = 0.1
-    width: Annotated[
-        int | None,
-        Field(ge=1, description="channels of the decoder; default those of the first stage"),
-    ] = None
-    heads: Annotated[int, Field(ge=1, description="attention heads; they divide the width")] = 4
-    attention_budget: Annotated[
-        int | None,
-        Field(
-            ge=0,
-            description="attention values per guide, image and level; default the size of one "
-            "feature map at full resolution, 0 is no attention",
-        ),
-    ] = None
-    full_resolution_skip: Annotated[
-        bool, Field(description="features at full resolution take part in the last convolutions")
-    ] = True
-    max_area_weight: Annotated[
-        float,
-        Field(ge=1, allow_inf_nan=False, description="limit of the weight of small areas"),
-    ] = 10.0
-    recompute: Annotated[
-        bool,
-        Field(
-            description="recompute attention in the backward pass to save memory",
-            json_schema_extra=NEUTRAL,
-        ),
-    ] = True
 
 
 class ConDSegTrainer(ExtensionTrainer):

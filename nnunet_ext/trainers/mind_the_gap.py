@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 from unittest.mock import patch
 
 import torch
@@ -20,8 +20,6 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
-from pydantic import Field
-from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
@@ -33,51 +31,17 @@ from nnunet_ext.domains.preprocessing import preprocessed_unlabelled
 from nnunet_ext.losses import alignment_losses, critic_loss
 from nnunet_ext.networks import LocallyMaskedUNet, OutputCritic, frozen
 from nnunet_ext.networks.catenorm import Logits
-from nnunet_ext.networks.mind_the_gap.masked import PAPER_STRIDE, Scope
 from nnunet_ext.networks.mind_the_gap.translator import SOURCE, TARGET
-from nnunet_ext.settings import NEUTRAL, STRICT, read_method_settings
+from nnunet_ext.settings import read_method_settings
+from nnunet_ext.settings.mind_the_gap import MindTheGapSettings
 from nnunet_ext.trainers.base import ExtensionTrainer, Losses, Update
 from nnunet_ext.trainers.distributed import first_rank_first, unwrap
 from nnunet_ext.translation.cases import translated_cases
-from nnunet_ext.translation.settings import TranslatorSettings
 
 CRITIC_BETAS = (0.9, 0.99)
 SHEET = "translations.png"
 TRANSLATIONS_KEY = "translations"
 """In a checkpoint: the folder of the translated images that it was trained on."""
-
-
-@dataclass(frozen=True, config=STRICT)
-class MindTheGapSettings(TranslatorSettings):
-    """Settings of Mind the Gap: those of Step A (``translator_...``), then those of Step B."""
-
-    lambda_adv: Annotated[
-        float,
-        Field(
-            ge=0,
-            allow_inf_nan=False,
-            description="weight of aligning features and outputs; the paper's 0.01 is for a "
-            "segmentation loss of half nnU-Net's",
-        ),
-    ] = 0.02
-    critic_lr: Annotated[
-        float, Field(gt=0, allow_inf_nan=False, description="learning rate of the critics' Adam")
-    ] = 1e-4
-    mask_stride: Annotated[
-        int, Field(ge=1, description="the mask stands where the encoder first reaches this stride")
-    ] = PAPER_STRIDE
-    mask_scope: Annotated[
-        Scope, Field(description="stages that it multiplies: all, deep (from its own), its own")
-    ] = "all"
-    mask_renorm: Annotated[
-        bool, Field(description="only the mask's spatial variation counts; the paper has this not")
-    ] = True
-    mask_detach: Annotated[
-        bool, Field(description="no gradient of the segmentation through the mask")
-    ] = False
-    mask_at_inference: Annotated[
-        bool, Field(description="mask in prediction, too", json_schema_extra=NEUTRAL)
-    ] = True
 
 
 class MindTheGapTrainer(ExtensionTrainer):

@@ -4,15 +4,13 @@ Paper: Zhou, Qi, Shi, ECCV 2022, arXiv 2208.03901, whose body was not available 
 follow the authors' published implementation.
 """
 
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from batchgeneratorsv2.transforms.intensity.brightness import MultiplicativeBrightnessTransform
 from batchgeneratorsv2.transforms.intensity.contrast import ContrastTransform
 from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
-from pydantic import Field
-from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -22,7 +20,7 @@ from nnunet_ext.losses import RestorationLoss, SymmetricKLConsistency
 from nnunet_ext.losses.ram_dsir import over_domains
 from nnunet_ext.networks import RestorationDecoder
 from nnunet_ext.networks.ram_dsir import return_features
-from nnunet_ext.settings import STRICT
+from nnunet_ext.settings.ram_dsir import ADAM_ENCODER_LR, RAMDSIRSettings
 from nnunet_ext.trainers.base import ExtensionTrainer, Losses, give_own_rate
 from nnunet_ext.trainers.distributed import gather, unwrap
 
@@ -36,83 +34,6 @@ DOMAINS_KEY = "domains"
 
 STYLE_TRANSFORMS = (MultiplicativeBrightnessTransform, ContrastTransform, GammaTransform)
 """nnU-Net's augmentations that change the style of an image rather than its quality."""
-
-ADAM_ENCODER_LR = 0.5
-"""The authors train the encoder at half the rate where images are restored; they use Adam."""
-
-
-@dataclass(frozen=True, config=STRICT)
-class RAMDSIRSettings:
-    """Settings of RAM-DSIR. Defaults follow the authors' implementation where it has them."""
-
-    ram: Annotated[
-        bool, Field(description="a second view of each image, mixed with another domain's style")
-    ] = True
-    consistency: Annotated[
-        bool, Field(description="both views are to be segmented alike; needs ram")
-    ] = True
-    restoration: Annotated[
-        bool, Field(description="the image is to be restored from its last view's deep features")
-    ] = True
-    band: Annotated[
-        float, Field(ge=0, le=0.5, description="half-width of the mixed window, share of each axis")
-    ] = 0.1
-    probability: Annotated[
-        float, Field(ge=0, le=1, description="chance of each image to be mixed")
-    ] = 1.0
-    max_ratio: Annotated[
-        float, Field(ge=0, le=1, description="highest weight of the partner's amplitudes")
-    ] = 0.9
-    slicewise: Annotated[
-        bool | None,
-        Field(description="mix slices, not volumes; default where nnU-Net augments slices"),
-    ] = None
-    bank_size: Annotated[
-        int, Field(ge=1, description="recent patches per domain that partners are drawn from")
-    ] = 64
-    consistency_weight: Annotated[
-        float, Field(ge=0, allow_inf_nan=False, description="weight of the consistency")
-    ] = 0.5
-    complete_regions: Annotated[
-        bool, Field(description="regions: compare both outcomes, not as published only one")
-    ] = True
-    restoration_weight: Annotated[
-        float, Field(ge=0, allow_inf_nan=False, description="weight of the restoration, per domain")
-    ] = 0.1
-    intensity_range: Annotated[
-        float,
-        Field(gt=0, allow_inf_nan=False, description="preprocessed values restored without loss"),
-    ] = 3.0
-    max_stride: Annotated[
-        int | None,
-        Field(ge=1, description="restore from features at most so much smaller; default deepest"),
-    ] = None
-    full_resolution: Annotated[
-        bool,
-        Field(description="restore in full resolution, not half; as published, but costs more"),
-    ] = False
-    average_views: Annotated[
-        bool | None,
-        Field(description="halve the losses of two views, not sum them; default with sgd"),
-    ] = None
-    encoder_lr_factor: Annotated[
-        float | None,
-        Field(
-            gt=0,
-            le=1,
-            description="learning rate of the encoder over that of the rest; default 1, with adam "
-            f"and restoration {ADAM_ENCODER_LR}",
-        ),
-    ] = None
-    style_augmentation: Annotated[
-        bool, Field(description="keep nnU-Net's own random brightness, contrast and gamma")
-    ] = True
-
-    def __post_init__(self) -> None:
-        if self.consistency and not self.ram:
-            raise ValueError(
-                '"consistency" compares the views that "ram" makes: set it to false as well'
-            )
 
 
 class RAMDSIRTrainer(ExtensionTrainer):

@@ -6,69 +6,25 @@ certain.
 
 from math import ceil
 from statistics import median
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from pydantic import Field
-from pydantic.dataclasses import dataclass
 from torch import nn
 
 from nnunet_ext.losses import NoiseEstimator, TopKSigmaCompoundLoss, TopKSigmaLoss
-from nnunet_ext.losses.topk_sigma.compound import DiceForm
-from nnunet_ext.losses.topk_sigma.envelope import Scope, Smoothing
 from nnunet_ext.losses.topk_sigma.noise import estimate_noise, join
-from nnunet_ext.settings import STRICT
+from nnunet_ext.settings.topk_sigma import SMALL_BATCH, TopKSigmaSettings
 from nnunet_ext.trainers.base import ExtensionTrainer
 from nnunet_ext.trainers.catenorm import CateNormTrainer
 from nnunet_ext.trainers.distributed import gather
 
-SMALL_BATCH = 4
-"""In 3D, choosing among fewer images than this would nearly always drop the background."""
 TRIMS_TOO_MUCH = 0.5
 AUTO = "auto"
 ESTIMATE = "estimated_sigma"
 RECENT_EPOCHS = 5
 """The estimates of so many epochs decide together, because those of few patches vary."""
-
-
-@dataclass(frozen=True, config=STRICT)
-class TopKSigmaSettings:
-    """Settings of the loss. The paper's values are unknown; these defaults are ours."""
-
-    sigma: Annotated[
-        Annotated[float, Field(ge=0, lt=1)] | Literal["auto"],
-        Field(description='share of voxels left out, or "auto": what validation patches tell'),
-    ] = 0.02
-    top_fraction: Annotated[
-        float | None,
-        Field(
-            gt=0,
-            le=1,
-            description="share of the hardest images kept; default 0.5, but 1 with auto, and in "
-            f"3D with batches below {SMALL_BATCH}",
-        ),
-    ] = None
-    tau: Annotated[
-        float,
-        Field(ge=0, allow_inf_nan=False, description="relative width of the smoothing"),
-    ] = 0.1
-    smoothing: Annotated[
-        Smoothing, Field(description="how the choice is smoothed; hard does not")
-    ] = "gate"
-    scope: Annotated[
-        Scope, Field(description="sigma of each image, of each class in an image, or of the batch")
-    ] = "image"
-    dice: Annotated[
-        DiceForm, Field(description="Dice over the kept voxels, over all, or no Dice")
-    ] = "masked"
-    warm_up: Annotated[
-        float, Field(ge=0, le=1, description="share of epochs with nnU-Net's own loss at first")
-    ] = 0.1
-    ramp: Annotated[
-        float, Field(ge=0, le=1, description="share of epochs to get from there to full strength")
-    ] = 0.1
 
 
 class TopKSigmaMixin(ExtensionTrainer):

@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from nnunet_ext._common.files import fingerprint, one_at_a_time, replacing, write_json
 from nnunet_ext.networks.mind_the_gap.translator import DIVISOR, SOURCE, TARGET
+from nnunet_ext.settings.mind_the_gap import TranslatorSettings
 from nnunet_ext.translation.crops import is_flat, pad
 from nnunet_ext.translation.intensities import Voxels
-from nnunet_ext.translation.settings import TranslatorSettings
 from nnunet_ext.translation.training import TranslatorTraining
 
 _CASES = "cases"  # a folder of their own: nnU-Net tells a format by all files that lie together

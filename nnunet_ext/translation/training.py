@@ -19,10 +19,10 @@ from nnunet_ext._common.files import replacing
 from nnunet_ext.losses import TranslationLoss, critic_loss
 from nnunet_ext.networks import DomainDiscriminator, Translator
 from nnunet_ext.networks.mind_the_gap.translator import SOURCE, TARGET, opposite
+from nnunet_ext.settings.mind_the_gap import TranslatorSettings
 from nnunet_ext.translation.crops import CropBatches, crop_shape
 from nnunet_ext.translation.intensities import IntensityRange, survey
 from nnunet_ext.translation.pool import HistoryPool
-from nnunet_ext.translation.settings import TranslatorSettings
 
 CHECKPOINT = "checkpoint.pth"
 REPORT_EVERY = 500

@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 
+import nnunet_ext
 from nnunet_ext import planners, trainers
 from nnunet_ext._common.errors import UnknownNameError, UserError
 from nnunet_ext.nnunet import discovery
 from nnunet_ext.nnunet.lookup import PACKAGES, TRAINERS, with_our_names
 
-PACKAGE = Path(discovery.__file__).parent
+PACKAGE = Path(nnunet_ext.__file__).parent
 STARTUP = Path(__file__).parents[2] / "startup"
 PLANNERS = "nnunetv2.experiment_planning"
 
@@ -70,7 +71,7 @@ class TestStartup:
             print(*sorted(set(sys.modules) - before))
             """,
         )
-        assert loaded == "nnunet_ext nnunet_ext.nnunet.discovery"
+        assert loaded == "nnunet_ext nnunet_ext.nnunet nnunet_ext.nnunet.discovery"
 
     def test_startup_file_is_one_line_that_activates(self, site: Path) -> None:
         (line,) = (STARTUP / "nnunet_ext.pth").read_text().splitlines()
@@ -366,7 +367,10 @@ class TestNamesOfNnunet:
             """
         assert run(site, code).split() == [
             f"nnunet_ext.{name}"
-            for name in ("discovery", "errors", "lookup", "near", "planners", "trainers")
+            for name in (
+                *("_common", "_common.errors", "_common.near", "nnunet", "nnunet.discovery"),
+                *("nnunet.lookup", "planners", "trainers"),
+            )
         ]
 
 

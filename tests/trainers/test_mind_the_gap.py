@@ -19,9 +19,10 @@ from torch import multiprocessing as mp
 from nnunet_ext._common.errors import UserError
 from nnunet_ext.networks import LocallyMaskedUNet, OutputCritic
 from nnunet_ext.networks.mind_the_gap.translator import SOURCE, TARGET
+from nnunet_ext.settings.mind_the_gap import MindTheGapSettings
 from nnunet_ext.trainers import base, mind_the_gap
 from nnunet_ext.trainers.distributed import first_rank_first, unwrap
-from nnunet_ext.trainers.mind_the_gap import MindTheGapSettings, MindTheGapTrainer
+from nnunet_ext.trainers.mind_the_gap import MindTheGapTrainer
 from nnunet_ext.translation.training import TranslatorTraining
 from tests import tiny
 from tests.contract import TASKS, Recipe, TrainerContract

@@ -13,8 +13,9 @@ from nnunet_ext._common.errors import SettingsError, UserError
 from nnunet_ext.losses import TopKSigmaCompoundLoss, TopKSigmaLoss
 from nnunet_ext.losses.topk_sigma.noise import estimate_noise
 from nnunet_ext.settings import read_method_settings
+from nnunet_ext.settings.topk_sigma import TopKSigmaSettings
 from nnunet_ext.trainers import CateNormTopKSigmaTrainer, CateNormTrainer, TopKSigmaTrainer
-from nnunet_ext.trainers.topk_sigma import TopKSigmaMixin, TopKSigmaSettings
+from nnunet_ext.trainers.topk_sigma import TopKSigmaMixin
 from tests import contract, tiny
 from tests.contract import TASKS
 

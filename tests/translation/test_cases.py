@@ -10,8 +10,8 @@ import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
 from nnunet_ext.networks.mind_the_gap.translator import SOURCE
+from nnunet_ext.settings.mind_the_gap import TranslatorSettings
 from nnunet_ext.translation.cases import translate, translate_all, translated_cases
-from nnunet_ext.translation.settings import TranslatorSettings
 from nnunet_ext.translation.training import CHECKPOINT, TranslatorTraining
 from tests import tiny
 from tests.tiny import CPU, World

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from nnunet_ext._common.errors import CheckpointError, NonFiniteLossError, UserError
 from nnunet_ext.networks.mind_the_gap.translator import SOURCE, TARGET
+from nnunet_ext.settings.mind_the_gap import TranslatorSettings
 from nnunet_ext.translation import training
 from nnunet_ext.translation.crops import CropBatches, crop_shape, is_flat, pad
 from nnunet_ext.translation.intensities import IntensityRange, survey
 from nnunet_ext.translation.pool import HistoryPool
-from nnunet_ext.translation.settings import TranslatorSettings
 from nnunet_ext.translation.training import CHECKPOINT, TranslatorTraining
 from tests.tiny import CPU, same
 

@@ -1,12 +1,11 @@
-"""Settings of Step A."""
+"""Settings of Mind the Gap."""
 
 from typing import Annotated, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from nnunet_ext.losses.mind_the_gap import Variant
-from nnunet_ext.settings import STRICT
+from nnunet_ext.settings import NEUTRAL, STRICT
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -57,7 +56,7 @@ class TranslatorSettings:
         int, Field(ge=0, description="past translations that the discriminator sees again")
     ] = 50
     translator_variant: Annotated[
-        Variant,
+        Literal["v1", "v2"],
         Field(
             description="v1: real images are real; v2: reconstructions, decoder learns them only"
         ),
@@ -65,3 +64,37 @@ class TranslatorSettings:
     translator_seed: Annotated[
         int, Field(ge=0, lt=2**31, description="of initial weights and of what is drawn")
     ] = 0
+
+
+@dataclass(frozen=True, config=STRICT)
+class MindTheGapSettings(TranslatorSettings):
+    """Settings of Mind the Gap: those of Step A (``translator_...``), then those of Step B."""
+
+    lambda_adv: Annotated[
+        float,
+        Field(
+            ge=0,
+            allow_inf_nan=False,
+            description="weight of aligning features and outputs; the paper's 0.01 is for a "
+            "segmentation loss of half nnU-Net's",
+        ),
+    ] = 0.02
+    critic_lr: Annotated[
+        float, Field(gt=0, allow_inf_nan=False, description="learning rate of the critics' Adam")
+    ] = 1e-4
+    mask_stride: Annotated[
+        int, Field(ge=1, description="the mask stands where the encoder first reaches this stride")
+    ] = 8
+    mask_scope: Annotated[
+        Literal["all", "deep", "stage", "off"],
+        Field(description="stages that it multiplies: all, deep (from its own), its own"),
+    ] = "all"
+    mask_renorm: Annotated[
+        bool, Field(description="only the mask's spatial variation counts; the paper has this not")
+    ] = True
+    mask_detach: Annotated[
+        bool, Field(description="no gradient of the segmentation through the mask")
+    ] = False
+    mask_at_inference: Annotated[
+        bool, Field(description="mask in prediction, too", json_schema_extra=NEUTRAL)
+    ] = True

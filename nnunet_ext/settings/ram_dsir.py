@@ -1,0 +1,85 @@
+"""Settings of RAM-DSIR."""
+
+from typing import Annotated
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from nnunet_ext.settings import STRICT
+
+ADAM_ENCODER_LR = 0.5
+"""The authors train the encoder at half the rate where images are restored; they use Adam."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class RAMDSIRSettings:
+    """Settings of RAM-DSIR. Defaults follow the authors' implementation where it has them."""
+
+    ram: Annotated[
+        bool, Field(description="a second view of each image, mixed with another domain's style")
+    ] = True
+    consistency: Annotated[
+        bool, Field(description="both views are to be segmented alike; needs ram")
+    ] = True
+    restoration: Annotated[
+        bool, Field(description="the image is to be restored from its last view's deep features")
+    ] = True
+    band: Annotated[
+        float, Field(ge=0, le=0.5, description="half-width of the mixed window, share of each axis")
+    ] = 0.1
+    probability: Annotated[
+        float, Field(ge=0, le=1, description="chance of each image to be mixed")
+    ] = 1.0
+    max_ratio: Annotated[
+        float, Field(ge=0, le=1, description="highest weight of the partner's amplitudes")
+    ] = 0.9
+    slicewise: Annotated[
+        bool | None,
+        Field(description="mix slices, not volumes; default where nnU-Net augments slices"),
+    ] = None
+    bank_size: Annotated[
+        int, Field(ge=1, description="recent patches per domain that partners are drawn from")
+    ] = 64
+    consistency_weight: Annotated[
+        float, Field(ge=0, allow_inf_nan=False, description="weight of the consistency")
+    ] = 0.5
+    complete_regions: Annotated[
+        bool, Field(description="regions: compare both outcomes, not as published only one")
+    ] = True
+    restoration_weight: Annotated[
+        float, Field(ge=0, allow_inf_nan=False, description="weight of the restoration, per domain")
+    ] = 0.1
+    intensity_range: Annotated[
+        float,
+        Field(gt=0, allow_inf_nan=False, description="preprocessed values restored without loss"),
+    ] = 3.0
+    max_stride: Annotated[
+        int | None,
+        Field(ge=1, description="restore from features at most so much smaller; default deepest"),
+    ] = None
+    full_resolution: Annotated[
+        bool,
+        Field(description="restore in full resolution, not half; as published, but costs more"),
+    ] = False
+    average_views: Annotated[
+        bool | None,
+        Field(description="halve the losses of two views, not sum them; default with sgd"),
+    ] = None
+    encoder_lr_factor: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            le=1,
+            description="learning rate of the encoder over that of the rest; default 1, with adam "
+            f"and restoration {ADAM_ENCODER_LR}",
+        ),
+    ] = None
+    style_augmentation: Annotated[
+        bool, Field(description="keep nnU-Net's own random brightness, contrast and gamma")
+    ] = True
+
+    def __post_init__(self) -> None:
+        if self.consistency and not self.ram:
+            raise ValueError(
+                '"consistency" compares the views that "ram" makes: set it to false as well'
+            )
