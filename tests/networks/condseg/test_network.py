@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from nnunet_ext._common.errors import UserError
 from nnunet_ext.networks import ConDSegNet
-from nnunet_ext.networks.condseg.network import EncoderFirstUNet, EncoderHead
+from nnunet_ext.networks.condseg.network import EncoderHead
 from nnunet_ext.networks.condseg.parts import ConvStyle, resize
 
 CLASSES = 3
