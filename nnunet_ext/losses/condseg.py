@@ -239,9 +239,8 @@ class SemanticDecouplingLoss(nn.Module):
             area_weight(_mean_areas(logits, weights), self.max_weight)
             for logits in (logits_fg, logits_bg)
         )
-        losses_fg = weights_fg * mask_loss(logits_fg, wanted, weights)
         return DecouplingLosses(
-            losses_fg.sum() / weights_fg.sum(),
+            (weights_fg / weights_fg.sum() * mask_loss(logits_fg, wanted, weights)).sum(),
             mask_loss(logits_bg, empty, weights).mean(),
             (weights * complementary_loss(probabilities)).sum() / total,
             weights_fg.mean(),

@@ -5,10 +5,10 @@ attention"). Its equation in the paper was not available to us; what stands here
 authors' published implementation, which is 2D.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 from math import prod
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -107,23 +107,52 @@ def aggregate(value: Tensor, attention: Tensor, window: Window, normalise: bool 
         O, of the shape of ``value``.
     """
     batch, channels, *size = value.shape
-    weights = fold_windows(attention, window).unsqueeze(3)
-    heads = weights.shape[1]
-    value = value.reshape(batch, heads, channels // heads, *size)
+    weights = fold_windows(attention, window)
+    value = value.reshape(batch, weights.shape[1], -1, *size)
     if normalise:
         value = torch.cat([value, torch.ones_like(value[:, :, :1])], dim=2)
-    value = F.pad(value, [edge - 1 for edge in reversed(window) for _ in range(2)])
-    total: Tensor | None = None
-    for n, offset in enumerate(product(*(range(2 * edge - 1) for edge in window))):
-        neighbour = value
-        for axis, start in enumerate(offset, start=3):
-            neighbour = neighbour.narrow(axis, start, size[axis - 3])
-        received = weights[:, :, n] * neighbour
-        total = received if total is None else total + received
-    assert total is not None
+    total: Tensor = _NeighbourSum.apply(weights, value, [2 * edge - 1 for edge in window])
     if normalise:
         total = total[:, :, :-1] / total[:, :, -1:]
     return total.reshape(batch, channels, *size)
+
+
+class _NeighbourSum(torch.autograd.Function):
+    """Weighted sum over neighbours; autograd's own would keep and clear a map for each of them."""
+
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, value: Tensor, edges: list[int]) -> Tensor:
+        """Sum up values (B, heads, C, *S), zeros outside, under weights (B, heads, R, *S)."""
+        ctx.edges = edges
+        value = F.pad(value, [edge // 2 for edge in reversed(edges) for _ in range(2)])
+        ctx.save_for_backward(weights, value)
+        neighbours = _neighbours(value, edges)
+        total = weights[:, :, :1] * next(neighbours)
+        for n, neighbour in enumerate(neighbours, start=1):
+            total.addcmul_(weights[:, :, n : n + 1], neighbour)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        """Give the gradients of weights and values."""
+        weights, value = ctx.saved_tensors
+        of_weights, of_value = torch.empty_like(weights), torch.zeros_like(value)
+        both = zip(_neighbours(value, ctx.edges), _neighbours(of_value, ctx.edges), strict=True)
+        for n, (neighbour, of_neighbour) in enumerate(both):
+            torch.sum(gradient * neighbour, 2, out=of_weights[:, :, n])
+            of_neighbour.addcmul_(weights[:, :, n : n + 1], gradient)
+        for axis, edge in enumerate(ctx.edges, start=3):
+            of_value = of_value.narrow(axis, edge // 2, of_value.shape[axis] - edge + 1)
+        return of_weights, of_value, None
+
+
+def _neighbours(padded: Tensor, edges: Sequence[int]) -> Iterator[Tensor]:
+    """Views of what lies at each offset from the centre, with borders (B, heads, C, *S)."""
+    for offset in product(*(range(edge) for edge in edges)):
+        view = padded
+        for axis, (start, edge) in enumerate(zip(offset, edges, strict=True), start=3):
+            view = view.narrow(axis, start, padded.shape[axis] - edge + 1)
+        yield view
 
 
 class ContrastDrivenFeatureAggregation(nn.Module):
