@@ -227,7 +227,7 @@ class TestLearningRates:
         trainer = world.trainer("ConDSegTrainer", chosen)
         trainer.initialize()
         if pretrained:
-            stock = world.trainer("ExtensionTrainer", {})
+            stock = world.trainer("ExtensionTrainer", {"seed": 1})
             stock.initialize()
             stock.save_checkpoint(str(tmp_path / "stock.pth"))
             load_pretrained_weights(trainer.network, str(tmp_path / "stock.pth"))

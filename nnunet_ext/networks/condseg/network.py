@@ -37,8 +37,6 @@ Decoder: TypeAlias = Literal["condseg", "alone", "head", "plan"]
 
 HEAD_WIDTH = 64
 """Channels per level of the authors' light head."""
-MAX_SKIP_WIDTH = 32
-"""Channels that the full-resolution features are reduced to, where they have more."""
 WIDTH_PER_HEAD = 32
 """Channels of each attention head of the authors."""
 BUDGET_PER_VOXEL = 32
@@ -213,7 +211,7 @@ class ConDSegNet(nn.Module):
 
     def attention(self) -> list[str]:
         """Which level attends how, in words, finest first; nothing without attention blocks."""
-        if "seg_layers" not in self.decoder:
+        if self.kind not in ("condseg", "alone"):
             return []
         windows = [block.window for block in self.decoder["seg_layers"].aggregation]
         return [
@@ -333,11 +331,11 @@ class ConDSegDecoder(nn.Module):
         )
         self.size_aware = SizeAwareDecoder(width, style, kernels[1:])
 
-        skip_width = min(MAX_SKIP_WIDTH, channels[0])
-        self.skip = style.block(channels[0], skip_width, 1)
+        # full-resolution features, which the authors' encoder lacks
+        self.skip = style.block(channels[0], width, 1)
         last_width = max(1, width // 2)
         self.output = nn.Sequential(
-            style.block(width + skip_width, width, kernels[0]),
+            style.block(width, width, kernels[0]),
             style.block(width, last_width, 1),
             style.conv(last_width, num_classes, 1, bias=True),
         )
@@ -366,7 +364,7 @@ class ConDSegDecoder(nn.Module):
             x = self.aggregation[level - 1](x, foreground[-level], background[-level])
             aggregated.insert(0, x)
         x = resize(self.size_aware(aggregated), sizes[0])
-        logits = self.output(torch.cat([x, self.skip(features[0])], dim=1))
+        logits = self.output(x + self.skip(features[0]))
         if not decoupled:
             return logits
         maps = [self.map_logits[name](levels[-1]) for name, levels in guides.items()]

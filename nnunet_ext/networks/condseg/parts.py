@@ -67,7 +67,8 @@ class ConvStyle:
         """A convolution that keeps the spatial size; kernels are odd."""
         sizes, dilations = self.per_axis(kernel), self.per_axis(dilation)
         padding = [d * (k // 2) for k, d in zip(sizes, dilations, strict=True)]
-        conv: nn.Module = convert_dim_to_conv_op(self.dim)(
+        kind: Any = _Conv3d if self.dim == 3 else convert_dim_to_conv_op(self.dim)
+        conv: nn.Module = kind(
             inputs, outputs, sizes, padding=padding, dilation=dilations, bias=bias
         )
         return conv
@@ -91,6 +92,18 @@ class ConvStyle:
     def per_axis(self, value: PerAxis) -> list[int]:
         """One number for each axis."""
         return [value] * self.dim if isinstance(value, int) else list(value)
+
+
+class _Conv3d(nn.Conv3d):
+    """A convolution for single images, too, which PyTorch gives to a slower routine on a CPU."""
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
+        fits = input.device.type == "cpu" and input.dtype == weight.dtype == torch.float32
+        if torch.is_grad_enabled() or not (fits and torch.backends.mkldnn.is_available()):
+            return super()._conv_forward(input, weight, bias)
+        shape = (self.padding, self.stride, self.dilation, self.groups)
+        convolved: Tensor = torch.mkldnn_convolution(input, weight, bias, *shape)
+        return convolved
 
 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:
