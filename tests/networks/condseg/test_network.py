@@ -141,7 +141,7 @@ class TestShapes:
     def test_dilation_stays_within_the_features(self) -> None:
         network = ConDSegNet(make_unet([1, 2, 2, 2]), CLASSES, (64, 32))
         finest, _, deepest = (
-            [branch[0][0].dilation for branch in level[1].branches]
+            [branch.dilation for branch in level[1].branches]
             for level in network.decoder["seg_layers"].dilated
         )
         assert finest == [(1, 1), (6, 6), (12, 8), (16, 8)]

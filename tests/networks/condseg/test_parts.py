@@ -81,9 +81,15 @@ class TestReference:
 
     def test_dilated_block(self) -> None:
         arrays = reference("condseg_dilated_block_2d")
-        names = {rf"^c{i}\.0": f"branches.{i - 1}.0" for i in (1, 2, 3, 4)}
-        names |= {rf"^c{i}\.1\.fc1": f"branches.{i - 1}.1.mlp.0" for i in (1, 2, 3, 4)}
-        names |= {rf"^c{i}\.1\.fc2": f"branches.{i - 1}.1.mlp.2" for i in (1, 2, 3, 4)}
+        names = {rf"^c{i}\.0\.conv\.0": f"branches.{i - 1}" for i in (1, 2, 3, 4)}
+        names |= {r"^joined\.0\.conv\.1": "after_branches.0"}
+        names |= {rf"^joined\.1\.fc{i}": f"after_branches.2.mlp.{2 * i - 2}" for i in (1, 2)}
+        # what follows the convolutions of the four branches is one here
+        for key in [key for key in arrays if re.match(r"w/c1\.(0\.conv\.1|1\.)", key)]:
+            parts = [arrays.pop(key.replace("c1", f"c{i}", 1)) for i in (1, 2, 3, 4)]
+            arrays[key.replace("c1", "joined", 1)] = (
+                np.concatenate(parts) if parts[0].ndim else parts[0]
+            )
         names |= {"^c5": "fuse", "^c6": "shortcut"} | CONV_LAYERS
         names |= {r"sa\.conv1": "attention.conv"}
         module = load_reference(DilatedBlock(12, 16, ConvStyle.paper()), arrays, names)
@@ -249,8 +255,7 @@ class TestParts:
         changed = x.clone()
         changed[:, :, 0] += 1
         # only channel attention, which pools over all voxels, may reach other slices
-        for branch in block.branches:
-            branch[1] = nn.Identity()
+        block.after_branches[-1] = nn.Identity()
         moved = (block.eval()(changed) - block(x)).abs().amax((0, 1, 3, 4)) > 0
         assert moved.tolist() == [True, False, False, False, False]
 
