@@ -11,7 +11,7 @@ from typing import TypeAlias
 from nnunet_ext._common.errors import UserError
 from nnunet_ext._common.files import read_json, write_json
 from nnunet_ext.domains.assignment import cases_by_domain, named_cases, without_domain
-from nnunet_ext.nnunet.datasets import RESULTS, nnunet_folder
+from nnunet_ext.nnunet.datasets import RESULTS, nnunet_folder, number_of
 
 SPLITS_FILE = "splits_final.json"
 
@@ -142,18 +142,60 @@ def divided_subjects(
     return found
 
 
-def refuse_other_folds_of_models(preprocessed: Path, splits: list[Split]) -> None:
-    """Refuse to replace folds on which models were trained.
+def nnunets_folds(cases: Iterable[str]) -> list[Split]:
+    """The five folds by case that nnU-Net makes where there is no ``splits_final.json``.
+
+    Raises:
+        UserError: If there are fewer than five cases.
+    """
+    from nnunetv2.utilities.crossval_split import generate_crossval_split  # takes a second
+
+    try:
+        made = generate_crossval_split(sorted(cases))
+    except ValueError:
+        raise UserError("nnU-Net's own five folds need at least five cases.") from None
+    return [{key: [str(case) for case in split[key]] for key in split} for split in made]
+
+
+def read_splits(path: Path) -> list[Split]:
+    """Read folds from a ``splits_final.json``.
+
+    Raises:
+        UserError: If it cannot be read, is something else, or a fold trains on no case.
+    """
+    splits = read_json(path)
+    if not isinstance(splits, list) or not splits:
+        raise UserError(f"{path} must hold a list of folds.")
+    for fold, split in enumerate(splits):
+        for part in ("train", "val"):
+            names = split.get(part) if isinstance(split, dict) else None
+            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                raise UserError(f'{path}: fold {fold} needs a list of cases under "{part}".')
+        if not split["train"]:
+            raise UserError(f"{path}: fold {fold} has no training cases.")
+    return splits
+
+
+def refuse_other_folds_of_models(
+    preprocessed: Path, splits: list[Split], overwrite: bool = False
+) -> None:
+    """Refuse to replace folds on which models were trained, or to write where nothing is.
 
     Args:
         preprocessed: Folder of the preprocessed data set.
         splits: The new folds.
+        overwrite: Whether the user wants to replace them all the same.
 
     Raises:
-        UserError: Naming the models.
+        UserError: Naming the models, or the folder that there is not.
     """
+    if not preprocessed.is_dir():
+        raise UserError(
+            f"Folds go to {preprocessed}, which does not exist yet. First run: "
+            f"nnUNetv2_plan_and_preprocess -d {number_of(preprocessed.name)}"
+        )
     path = preprocessed / SPLITS_FILE
-    if path.exists() and read_json(path) == splits:
+    if overwrite or (path.exists() and read_json(path) == splits):
         return
     trained = trained_folds(preprocessed.name)
     if trained:
