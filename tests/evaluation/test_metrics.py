@@ -1,6 +1,9 @@
-"""MONAI's metrics, as this package calls them, against other people's implementations."""
+"""Our metrics against other people's implementations: MedPy, DeepMind's, nnU-Net's and MONAI's."""
 
+import json
 import math
+import random
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -80,6 +83,41 @@ def independent(truth: Labels, prediction: Labels, spacing: tuple[float, ...]) -
     )
 
 
+def lumps(*shape: int, seed: int) -> tuple[Labels, Labels]:
+    """Ellipsoids of labels 1 and 2, and other ones near them, by integers alone.
+
+    Label 3 is in the first only, 4 in the second only, 5 in none.
+    """
+    draw = random.Random(seed).randrange
+    pair = np.zeros((2, *shape), int)
+    grid = np.indices(shape)
+    for label in (1, 1, 1, 2, 2):
+        middle = [draw(n) for n in shape]
+        radii = [1 + draw(n // 4 + 1) for n in shape]
+        for labels in pair:
+            scale = math.prod(radii)
+            moved = [at + draw(-1, 2) for at in middle]
+            terms = zip(grid, moved, radii, strict=True)
+            labels[sum(((x - at) * scale // r) ** 2 for x, at, r in terms) <= scale**2] = label
+    for labels, label in zip(pair, (3, 4), strict=True):
+        labels[tuple(slice(0, 1 + n // 8) for n in shape)] = label
+    return pair[0], pair[1]
+
+
+LUMPS: dict[str, tuple[Labels, Labels, tuple[float, ...]]] = {
+    "hippocampus": (*lumps(36, 51, 35, seed=1), (1.0, 1.0, 1.0)),
+    "heart": (*lumps(12, 64, 64, seed=2), (9.6, 0.75, 0.75)),
+    "retina": (*lumps(1, 140, 130, seed=3), (999.0, 1.0, 1.0)),
+    "skin": (*lumps(96, 128, seed=4), (1.0, 1.0)),
+    "odd spacing": (*lumps(20, 24, 28, seed=5), (0.7, 3.3, 1.1)),
+    "odd spacing in 2D": (*lumps(90, 70, seed=6), (0.3, 0.71)),
+}
+REGIONS = (1, 2, 3, 4, 5, (1, 2))
+OF_MONAI = json.loads(Path(__file__).with_name("monai_1_6_1.json").read_text())
+"""compute_surface_dice(use_subvoxels=True) and, of get_mask_edges, get_surface_distance, as the
+recorded experiments were measured with."""
+
+
 def numbers(measures: Measures) -> list[float]:
     return [measures.dice, measures.nsd, measures.hd95, measures.assd]
 
@@ -92,6 +130,16 @@ def test_metrics_agree_with_other_implementations(case: str) -> None:
     expected = independent(truth == 1, prediction == 1, spacing)
     assert numbers(result) == pytest.approx(numbers(expected), rel=1e-6, abs=1e-6)
     assert result.empty == ""
+
+
+@pytest.mark.parametrize("case", LUMPS)
+def test_scores_are_those_that_monai_gave(case: str) -> None:
+    for region, result in measure(*LUMPS[case], REGIONS).items():
+        expected = OF_MONAI[case][str(region)]
+        assert result.empty == expected.pop("empty")
+        for name, value in expected.items():
+            found = getattr(result, name)
+            assert math.isnan(found) if value is None else abs(found - value) <= 1e-6, name
 
 
 def test_neighbours_one_voxel_apart_are_within_the_tolerance_along_the_finest_axis_only() -> None:
