@@ -3,8 +3,6 @@
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
@@ -17,9 +15,11 @@ from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as nnunets_module
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nnunet_ext._common.files import read_json, write_json
+from nnunet_ext._common.files import write_json
+from nnunet_ext._common.processes import for_each
 from nnunet_ext.domains.assignment import read_domains
-from nnunet_ext.evaluation.metrics import MEASURES, measure_case
+from nnunet_ext.evaluation.metrics import MEASURES
+from nnunet_ext.evaluation.scoring import SUMMARY, measure_case, read_summary
 from nnunet_ext.nnunet.datasets import label_names
 
 if TYPE_CHECKING:
@@ -113,17 +113,11 @@ def summarise(
     Returns:
         A table for people, or why there is none.
     """
-    cases = read_json(evaluation / "summary.json")["metric_per_case"]
-    measure = partial(
-        measure_case,
-        evaluation=evaluation,
-        reader=reader,
-        ignore=ignore,
-        ending=dataset_json["file_ending"],
-    )
-    with get_context("spawn").Pool(min(default_num_processes, len(cases))) as pool:
-        rows = [row for rows in pool.map(measure, cases, chunksize=1) for row in rows]
-    scores = pd.DataFrame(rows)
+    how = (evaluation, reader, ignore, dataset_json["file_ending"])
+    tasks = {case["prediction_file"]: (case, *how) for case in read_summary(evaluation / SUMMARY)}
+    measured = for_each(measure_case, tasks, default_num_processes, "Measuring")
+    rows = [row for case in measured.values() for row in case]
+    scores = pd.DataFrame(rows, columns=None if rows else ["case", "label"])
     scores["label"] = scores["label"].map(label_names(dataset_json))
     scores["domain"] = scores["case"].map(read_domains(dataset_json))
     # groupby leaves out cases without domain, and means leave out what is missing

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from surface_distance import compute_surface_dice_at_tolerance, compute_surface_distances
 
-from nnunet_ext.evaluation.metrics import Measures, measure
+from nnunet_ext.evaluation.metrics import Lesions, Measures, count_lesions, measure
 
 Labels = NDArray[Any]
 
@@ -219,6 +219,24 @@ def test_arrays_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         measure(np.zeros(truth), np.zeros(prediction), spacing, [1])
+
+
+def test_lesions_are_found_by_a_shared_voxel_and_hang_together_over_corners() -> None:
+    truth = np.array(
+        [[1, 0, 0, 0, 1, 0], [0, 1, 0, 0, 0, 0], [0, 0, 0, 1, 0, 2], [0, 0, 0, 0, 0, 9]]
+    )
+    prediction = np.array(
+        [[0, 0, 0, 0, 0, 0], [0, 1, 1, 0, 0, 0], [0, 0, 0, 1, 0, 0], [1, 0, 0, 0, 0, 1]]
+    )
+    found = count_lesions(truth, prediction, [1, 2, 3], ignore=9)
+    # one prediction finds two lesions of the truth, a third is missed; one prediction is wrong
+    assert found[1] == Lesions(true=3, found=2, predicted=2, right=1)
+    assert (found[1].recall, found[1].precision) == (2 / 3, 1 / 2)
+    assert found[1].f1 == pytest.approx(4 / 7)
+    assert found[2] == Lesions(1, 0, 0, 0)
+    assert (found[2].recall, found[2].f1) == (0, 0)
+    assert math.isnan(found[2].precision)
+    assert all(map(math.isnan, (found[3].recall, found[3].precision, found[3].f1)))
 
 
 SHAPES = array_shapes(min_dims=2, max_dims=3, max_side=6)

@@ -167,6 +167,13 @@ def test_validation_cases_without_any_domain_are_said(tmp_path: Path) -> None:
     assert summary == {"worst_domain": None, "domains": {}, "cases_without_domain": ["x"]}
 
 
+def test_where_nothing_was_evaluated_there_is_nothing_to_summarise(tmp_path: Path) -> None:
+    (tmp_path / "predicted").mkdir()
+    table, summary = summarise(evaluated(tmp_path, {}))
+    assert table == "No validation case has a domain."
+    assert summary["domains"] == {}
+
+
 def test_regions_have_their_names(tmp_path: Path) -> None:
     folder = evaluated(tmp_path, {"a1": [0.8, 0.4]})
     path = folder / "summary.json"
