@@ -134,7 +134,8 @@ def _show(console: "Console", content: dict[str, Any]) -> None:
     from nnunet_ext._common.console import print_plain
 
     _print_means(console, "label", content["labels"])
-    for domain, part in content["by_domain"].items():
+    domains = content["by_domain"]
+    for domain, part in domains.items() if len(domains) > 1 else ():
         print_plain(console, f"Domain {domain}", "bold")
         _print_means(console, "label", part["labels"])
     subjects = content.get("by_subject", {}).items()

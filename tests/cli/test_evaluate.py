@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -367,6 +369,15 @@ def test_lesions_are_counted_where_asked(cli: Cli, predicted: Path) -> None:
     assert counts.tolist() == [1, 1, 2, 1]
     assert (spleen["recall"], spleen["precision"]) == (1, 0.5)
     assert spleen["f1"] == pytest.approx(2 / 3)
+
+
+def test_torch_is_not_waited_for(predicted: Path) -> None:
+    code = (
+        "import sys; from nnunet_ext.cli import main; code = main(sys.argv[1:]);"
+        "sys.exit(code or 9 * ('torch' in sys.modules))"
+    )
+    command = [sys.executable, "-c", code, "evaluate", str(predicted), "--processes", "1"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=100)
 
 
 def test_several_processes_find_the_same(cli: Cli, predicted: Path) -> None:
