@@ -1,17 +1,17 @@
 """How well a model does on each domain: while it trains, and after."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
 import torch
 from nnunetv2.configuration import default_num_processes
-from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as nnunets_module
+from nnunetv2.training.loss.dice import get_tp_fp_fn_tn
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -24,6 +24,7 @@ from nnunet_ext.nnunet.datasets import label_names
 
 if TYPE_CHECKING:
     from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+    from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 SUMMARY_FILE = "summary_by_domain.json"
 
@@ -32,25 +33,47 @@ SUMMARY_FILE = "summary_by_domain.json"
 
 
 @contextmanager
-def counted_by_image() -> Iterator[list[NDArray[Any]]]:
+def counted_by_image(trainer: nnUNetTrainer) -> Iterator[list[NDArray[Any]]]:
     """Have nnU-Net's validation step also leave what it counts for each image of the batch.
+
+    The step hands its logits to the loss, which is where we see them.
 
     Yields:
         A list that gets, per step, (3, B, K) true positives, false positives and false
         negatives of each output channel.
     """
     counted: list[NDArray[Any]] = []
-    count = nnunets_module.get_tp_fp_fn_tn
+    loss = trainer.loss
 
-    def count_by_image(
-        output: Tensor, target: Tensor, axes: Sequence[int], mask: Tensor | None = None
-    ) -> tuple[Tensor, ...]:
-        by_image = count(output, target, axes=axes[1:], mask=mask)  # the first axis is the batch
-        counted.append(torch.stack(by_image[:3]).cpu().numpy())
-        return tuple(each.sum(0) for each in by_image)
+    def count_and_lose(output: Any, target: Any) -> Any:
+        finest = [each[0] if isinstance(each, list | tuple) else each for each in (output, target)]
+        counted.append(_count(*finest, trainer.label_manager))
+        return loss(output, target)
 
-    with patch.object(nnunets_module, count.__name__, count_by_image):
+    trainer.loss = count_and_lose
+    try:
         yield counted
+    finally:
+        trainer.loss = loss
+
+
+@torch.no_grad()
+def _count(logits: Tensor, target: Tensor, labels: "LabelManager") -> NDArray[Any]:
+    """Count as nnU-Net's validation step does, but each image for itself: (3, B, K)."""
+    mask = None
+    if labels.has_regions:
+        predicted = (torch.sigmoid(logits) > 0.5).float()
+        if labels.has_ignore_label:
+            mask, target = 1 - target[:, -1:].float(), target[:, :-1]
+    else:
+        predicted = torch.zeros_like(logits, dtype=torch.float32)
+        predicted.scatter_(1, logits.argmax(1, keepdim=True), 1)
+        if labels.has_ignore_label:
+            mask = (target != labels.ignore_label).float()
+            target = target * mask
+    axes = tuple(range(2, logits.ndim))
+    counts = get_tp_fp_fn_tn(predicted, target, axes=axes, mask=mask)
+    return torch.stack(counts[:3]).cpu().numpy()
 
 
 def with_domains(
