@@ -46,7 +46,8 @@ def counted_by_image(trainer: nnUNetTrainer) -> Iterator[list[NDArray[Any]]]:
     loss = trainer.loss
 
     def count_and_lose(output: Any, target: Any) -> Any:
-        finest = [each[0] if isinstance(each, list | tuple) else each for each in (output, target)]
+        several = isinstance(output, list | tuple)  # deep supervision's, the finest first
+        finest = (output[0], target[0]) if several else (output, target)
         counted.append(_count(*finest, trainer.label_manager))
         return loss(output, target)
 
