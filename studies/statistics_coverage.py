@@ -117,12 +117,17 @@ def simulate(cell: Cell, repetitions: int, random: Generator) -> list[tuple[Floa
     return folds
 
 
+def intervals(cell: Cell, folds: list[tuple[Floats, Floats]]) -> tuple[Floats, Floats]:
+    """The differences and half the widths of their intervals, as the report has them."""
+    in_pairs = cell.paired and cell.trainings * cell.folds >= cell.folds + 2
+    mean, spread = decompose([(a - b,) if in_pairs else (a, -b) for a, b in folds])
+    return mean, spread.half_width()
+
+
 def comparison(cell: Cell, repetitions: int, random: Generator) -> dict[str, Any]:
     """Count how often the intervals contain zero, and how often they lie above."""
     folds = simulate(cell, repetitions, random)
-    in_pairs = cell.paired and cell.trainings * cell.folds >= cell.folds + 2
-    mean, spread = decompose([(a - b,) if in_pairs else (a, -b) for a, b in folds])
-    half = spread.half_width()
+    mean, half = intervals(cell, folds)
     values = np.concatenate([a.mean(-1) - b.mean(-1) for a, b in folds], axis=-1)
     low, high = former(values, random)
     return {

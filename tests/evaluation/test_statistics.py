@@ -52,17 +52,25 @@ def test_subjects_alone_do_not_cover_it_where_trainings_differ() -> None:
     assert max(former) < 0.9
 
 
-def test_the_simulation_judges_what_the_report_says() -> None:
-    cell = Cell(12, 3, 1)
-    for paired, folds in ((False, 1), (True, 1), (False, 3)):
-        cell = Cell(12, 3, 1, paired=paired, folds=folds)
-        drawn = statistics_coverage.simulate(cell, 1, np.random.default_rng(3))
-        scores = pd.concat([frame(i, a=a[0], b=b[0]) for i, (a, b) in enumerate(drawn)])
-        found = difference(scores, "a", "b", paired=paired)
-        row = statistics_coverage.comparison(cell, 1, np.random.default_rng(3))
-        assert row["coverage"] == (found.low <= 0 <= found.high)
-        assert found.subjects == 12
-        assert found.trainings_arm == found.trainings_baseline == 3 * folds
+@pytest.mark.parametrize(
+    "cell",
+    [
+        Cell(12, 3, 1),
+        Cell(12, 3, 1, paired=True),
+        Cell(12, 2, 1, paired=True),
+        Cell(12, 2, 3, folds=3),
+        Cell(12, 1, 3, folds=3),
+    ],
+    ids=repr,
+)
+def test_the_simulation_judges_what_the_report_says(cell: Cell) -> None:
+    drawn = statistics_coverage.simulate(cell, 2, np.random.default_rng(3))
+    means, halves = statistics_coverage.intervals(cell, drawn)
+    scores = pd.concat([frame(i, a=a[1], b=b[1]) for i, (a, b) in enumerate(drawn)])
+    found = difference(scores, "a", "b", paired=cell.paired)
+    assert found.difference == pytest.approx(means[1])
+    assert found.high - found.low == pytest.approx(2 * halves[1])
+    assert found.trainings_arm == found.trainings_baseline == cell.trainings * cell.folds
 
 
 def test_without_luck_of_subjects_it_is_welchs_test_of_the_trainings() -> None:
