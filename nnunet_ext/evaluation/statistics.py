@@ -165,8 +165,7 @@ def _further_trainings(
 def mean_interval(scores: pd.DataFrame, bounds: tuple[float, float] | None = None) -> Interval:
     """Estimate an arm's mean over subjects and trainings.
 
-    With bounds, the interval is symmetric on the scale of the logit (of the logarithm, if there is
-    no upper bound), with the half-width that the delta method gives there, and so in range.
+    With bounds, the interval is in range, see :func:`limits`.
 
     Args:
         scores: A frame of scores of one arm; the column ``arm`` is not needed. With a single
@@ -190,13 +189,25 @@ def mean_interval(scores: pd.DataFrame, bounds: tuple[float, float] | None = Non
         raise ValueError(f"Mean {mean:g} is not between {least:g} and {most:g}")
     if bounds is None or not half > 0:
         return Interval(mean, mean - half, mean + half)
-    ends, above = np.array([-half, half]), mean - least
-    if math.isinf(most):
-        low, high = least + above * np.exp(ends / above)
-    else:
-        share = above / (most - least)
-        low, high = least + (most - least) * expit(logit(share) + ends / above / (1 - share))
+    low, high = limits(found, spread.half_width(), bounds)
     return Interval(mean, float(low), float(high))
+
+
+def limits(mean: Floats, half: Floats, bounds: tuple[float, float]) -> tuple[Floats, Floats]:
+    """Bend intervals of means that lie between bounds, so that their limits do as well.
+
+    They are made symmetric on the scale of the logit, or of the logarithm if there is no upper
+    bound, with the half-width that follows there from the delta method.
+    """
+    least, most = bounds
+    above = mean - least
+    if math.isinf(most):
+        factor = np.exp(half / above)
+        return least + above / factor, least + above * factor
+    share = above / (most - least)
+    bent = half / above / (1 - share)
+    low, high = (expit(logit(share) + sign * bent) for sign in (-1, 1))
+    return least + (most - least) * low, least + (most - least) * high
 
 
 def holm(p: Floats) -> Floats:
@@ -251,10 +262,8 @@ def ranks(
         drawn = drawn[chosen, np.arange(resamples)]
     drawn = drawn.mean(0)
     low, high = np.quantile(drawn, [0.025, 0.975], axis=0, method="inverted_cdf")
-    best = drawn == drawn.min(axis=1, keepdims=True)
+    best = np.where(np.isnan(drawn), np.nan, drawn == drawn.min(axis=1, keepdims=True))
     first = (best / best.sum(axis=1, keepdims=True)).mean(0)
-    if np.isnan(drawn).any():
-        first = low
     numbers = (means[:, 0].mean(0), rank, low, high, first)
     result = pd.DataFrame({"arm": arms, **dict(zip(columns[1:], numbers, strict=True))})
     return result.sort_values("rank", kind="stable", ignore_index=True)

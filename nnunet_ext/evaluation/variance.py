@@ -83,7 +83,7 @@ def decompose(folds: Sequence[Fold]) -> tuple[Floats, Spread]:
     and R trainings, variance of the trainings' means / R estimates the trainings' part plus
     residual variance / (n R). The latter is in the variance of the subjects' means already. So
     trainings count only if their means vary by more than the residual explains, but then in
-    full, on the safe side: taking the residual off costs two trainings up to 1 % of coverage.
+    full: few trainings tell their variance badly, so the residual is the safe side.
     Variances are pooled over folds; what the folds' means differ beyond subjects and trainings
     is luck of the fold, and of its training where it has only one.
     """
