@@ -27,18 +27,11 @@ def evaluate(
     ],
     labels: Annotated[
         Path | None,
-        typer.Option(
-            "-l",
-            "--labels",
-            metavar="FOLDER",
-            help="Labels of the same names; default: labelsUn or labelsTs of the raw data set.",
-        ),
+        typer.Option("-l", "--labels", metavar="FOLDER", help="Default: its labelsUn or labelsTs."),
     ] = None,
     dataset: Annotated[
         str | None,
-        typer.Option(
-            metavar="D", help="Data set or dataset.json, if none lies beside the predictions."
-        ),
+        typer.Option(metavar="D", help="Data set or dataset.json; default: beside predictions."),
     ] = None,
     subject: Annotated[
         str | None,
@@ -46,10 +39,7 @@ def evaluate(
     ] = None,
     domain: Annotated[
         str | None,
-        typer.Option(
-            metavar="REGEX",
-            help="Its group (?P<domain>...) names the domain; default: as in dataset.json.",
-        ),
+        typer.Option(metavar="REGEX", help="(?P<domain>...); default: as dataset.json says."),
     ] = None,
     lesions: Annotated[
         bool, typer.Option("--lesions", help="Count found and false lesions, too.")
@@ -80,65 +70,53 @@ def evaluate(
     from nnunetv2.configuration import default_num_processes
     from rich.console import Console
 
-    from nnunet_ext._common.console import print_plain, some
+    from nnunet_ext._common.console import print_plain
     from nnunet_ext._common.files import replacing, write_json
-    from nnunet_ext.domains import assignment
     from nnunet_ext.evaluation import scoring
 
-    console = Console(highlight=False)
     found = scoring.find(predictions, labels, dataset)
-    cases = found.scored
-    subjects = assignment.subjects_from_pattern(subject, cases) if subject else {}
-    domains = (
-        assignment.from_pattern(domain, cases)
-        if domain
-        else assignment.read_domains(found.dataset_json)
-    )
-    scores, turned = scoring.score(found, processes or default_num_processes, lesions)
-    scores.insert(1, "subject", [subjects.get(case, case) for case in scores["case"]])
-    scores.insert(2, "domain", [domains.get(case, "") for case in scores["case"]])
-    without_label = sorted(found.predictions.keys() - set(cases))
-    without_prediction = sorted(found.truths.keys() - set(cases))
-    by = ("domain", "subject") if subject else ("domain",)
-    content = scoring.summarise(scores, by) | {
-        "intervals": ABOUT_INTERVALS,
-        "reoriented": turned,
-        "without_label": without_label,
-        "without_prediction": without_prediction,
-    }
+    number = processes or default_num_processes
+    scores, summary = scoring.score(found, subject, domain, lesions, number)
     folder = out or predictions
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / "evaluation.csv") as partial:
         scores.to_csv(partial, index=False)
-    write_json(folder / "evaluation.json", content)
-
-    _show(console, content)
-    warnings = [
-        (turned, "stored in another orientation than the prediction, so their labels were turned"),
-        (without_label, "without a label, not scored"),
-        (without_prediction, "with a label, but not predicted, not scored"),
-    ]
-    for names, what in warnings:
-        if names:
-            print_plain(console, f"{len(names)} {what}: {some(names)}", "yellow")
-    if content["subjects"] < FEWEST_SUBJECTS:
-        few = f"Only {content['subjects']} {'subjects' if subject else 'cases'}"
-        print_plain(console, f"{few}: the intervals say little.", "yellow")
+    write_json(folder / "evaluation.json", summary | {"intervals": ABOUT_INTERVALS})
+    console = Console(highlight=False)
+    _show(console, summary)
+    _warn(console, summary)
     print_plain(console, ABOUT_INTERVALS)
     for name in ("evaluation.csv", "evaluation.json"):
         print_plain(console, f"Wrote {folder / name}")
 
 
-def _show(console: "Console", content: dict[str, Any]) -> None:
+def _warn(console: "Console", summary: dict[str, Any]) -> None:
+    from nnunet_ext._common.console import print_plain, some
+
+    warnings = {
+        "reoriented": "stored in another orientation than the prediction, so their labels were "
+        "turned",
+        "without_label": "without a label, not scored",
+        "without_prediction": "with a label, but not predicted, not scored",
+    }
+    for key, what in warnings.items():
+        if names := summary[key]:
+            print_plain(console, f"{len(names)} {what}: {some(names)}", "yellow")
+    if summary["subjects"] < FEWEST_SUBJECTS:
+        few = f"{summary['subjects']} {'subjects' if 'by_subject' in summary else 'cases'}"
+        print_plain(console, f"Only {few}: the intervals say little.", "yellow")
+
+
+def _show(console: "Console", summary: dict[str, Any]) -> None:
     """Print a table by label, one for each domain, and one of subjects."""
     from nnunet_ext._common.console import print_plain
 
-    _print_means(console, "label", content["labels"])
-    domains = content["by_domain"]
+    _print_means(console, "label", summary["labels"])
+    domains = summary["by_domain"]
     for domain, part in domains.items() if len(domains) > 1 else ():
         print_plain(console, f"Domain {domain}", "bold")
         _print_means(console, "label", part["labels"])
-    subjects = content.get("by_subject", {}).items()
+    subjects = summary.get("by_subject", {}).items()
     of_all_labels = {name: [*part["labels"].values()][-1] for name, part in subjects}
     counts = {name: {"cases": part["cases"]} for name, part in subjects}
     _print_means(console, "subject", {n: found | counts[n] for n, found in of_all_labels.items()})

@@ -12,6 +12,7 @@ import pandas as pd
 from nnunet_ext._common.errors import UserError
 from nnunet_ext._common.files import read_json, read_object
 from nnunet_ext._common.processes import for_each
+from nnunet_ext.domains.assignment import from_pattern, read_domains, subjects_from_pattern
 from nnunet_ext.domains.store import dataset_json_paths
 from nnunet_ext.evaluation.labels import Scheme, read_labels, read_pair, scheme_of
 from nnunet_ext.evaluation.metrics import (
@@ -211,31 +212,54 @@ def _files(folder: Path, ending: str) -> dict[str, Path]:
 
 
 def score(
-    found: Found, processes: int = 1, lesions: bool = False
-) -> tuple[pd.DataFrame, list[str]]:
+    found: Found,
+    subject: str | None = None,
+    domain: str | None = None,
+    lesions: bool = False,
+    processes: int = 1,
+) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Measure every case that has prediction and labels.
 
     Args:
         found: What :func:`find` has found.
-        processes: That work at a time.
+        subject: Regular expression whose only group names the patient of a case; by default
+            every case is one.
+        domain: Regular expression whose group ``domain`` names the domain; by default they are
+            those of dataset.json.
         lesions: Whether to count lesions, too.
+        processes: That work at a time.
 
     Returns:
-        One row per case and label: case, label (its name), the measures of
-        :class:`nnunet_ext.evaluation.metrics.Measures`, with lesions also recall, precision, f1
-        and the counts of :class:`nnunet_ext.evaluation.metrics.Lesions`, truth, prediction. And
-        the cases whose labels were turned to the orientation of the prediction.
+        One row per case and label: case, subject, domain ("" if unknown), label (its name), the
+        measures of :class:`nnunet_ext.evaluation.metrics.Measures`, with lesions also recall,
+        precision, f1 and the counts of :class:`nnunet_ext.evaluation.metrics.Lesions`, truth,
+        prediction. And what :func:`summarise` makes of it, with the names of cases ``reoriented``
+        (whose labels were turned to the orientation of the prediction), ``without_label`` and
+        ``without_prediction``.
 
     Raises:
-        UserError: If an image cannot be read, or prediction and truth do not match.
+        UserError: If an expression misses a case, an image cannot be read, or prediction and
+            truth do not match.
     """
+    cases = found.scored
+    subjects = subjects_from_pattern(subject, cases) if subject else {case: case for case in cases}
+    domains = from_pattern(domain, cases) if domain else read_domains(found.dataset_json)
     tasks = {
-        case: (found.truths[case], found.predictions[case], found.scheme, lesions)
-        for case in found.scored
+        case: (found.truths[case], found.predictions[case], found.scheme, lesions) for case in cases
     }
     results = for_each(_score_case, tasks, processes, "Evaluating")
-    rows = [{"case": case, **row} for case, (rows, _) in results.items() for row in rows]
-    return pd.DataFrame(rows), [case for case, (_, turned) in results.items() if turned]
+    scores = pd.DataFrame(
+        {"case": case, "subject": subjects[case], "domain": domains.get(case, ""), **row}
+        for case, (rows, _) in results.items()
+        for row in rows
+    )
+    names = {
+        "reoriented": [case for case, (_, turned) in results.items() if turned],
+        "without_label": sorted(found.predictions.keys() - set(cases)),
+        "without_prediction": sorted(found.truths.keys() - set(cases)),
+    }
+    by = ("domain", "subject") if subject else ("domain",)
+    return scores, summarise(scores, by) | names
 
 
 def _score_case(
@@ -261,7 +285,7 @@ def summarise(scores: pd.DataFrame, by: Sequence[str] = ()) -> dict[str, Any]:
     """Mean of each measure over subjects, and its 95 % interval over other subjects, for JSON.
 
     Args:
-        scores: What :func:`score` returns, with columns subject, domain.
+        scores: Columns case, subject, label, measures and those of ``by``.
         by: Columns by whose values the means are taken as well.
 
     Returns:
