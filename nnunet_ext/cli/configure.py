@@ -11,8 +11,8 @@ import typer
 
 from nnunet_ext._common.errors import SettingsError, UserError
 from nnunet_ext._common.files import read_json
-from nnunet_ext.cli.plans_file import Configuration, PlansFile, open_plans
 from nnunet_ext.domains.splits import SPLITS_FILE
+from nnunet_ext.nnunet.plans import Configuration, PlansFile, open_plans
 from nnunet_ext.settings import METHODS, PLANS_KEY, read_method_settings, read_training_settings
 
 if TYPE_CHECKING:
