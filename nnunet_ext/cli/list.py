@@ -1,14 +1,20 @@
 """``nnunet-ext list``: what there is, what it is for, what it costs, how it is used."""
 
+import inspect
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nnunet_ext import planners, settings, trainers
+from nnunet_ext import registry, settings
 from nnunet_ext._common.errors import UserError
 from nnunet_ext._common.near import did_you_mean
+from nnunet_ext.nnunet.lookup import occurs_in_nnunet
+from nnunet_ext.registry import PLANNERS, TRAINERS, Kind, Planner, Trainer
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
     from rich.console import Console
     from rich.table import Table
 
@@ -31,82 +37,111 @@ def list_methods(
     console = Console(highlight=False)
     if name is None:
         _show_all(console)
-    elif _is_trainer(name):
-        _show_trainer(console, name)
-    elif name in planners.MODULES:
-        _show_planner(console, name)
+    elif trainer := _trainer(name):
+        _show_trainer(console, name, trainer)
+    elif planner := PLANNERS.get(name) or _other_planner(name):
+        _show_planner(console, planner)
     else:
-        known = [*trainers.MODULES, *planners.MODULES]
+        others = [name for kind in registry.OURS for name in registry.others(kind)]
+        known = [*TRAINERS, *PLANNERS, *others]
         raise UserError(
             f'There is no trainer or planner "{name}".{did_you_mean(name, known)} '
             f"There are: {', '.join(known)}."
         )
 
 
-def _is_trainer(name: str) -> bool:
-    patterns = (trainers.LENGTH_SUFFIX, trainers.TWIN)
-    plausible = any(pattern.fullmatch(name) for pattern in patterns)  # the rest takes seconds
-    return name in trainers.MODULES or (plausible and hasattr(trainers, name))
+# --------------------------------------------------------------------------------- what there is
+
+
+def _trainer(name: str) -> Trainer | None:
+    base = registry.without_length(name)
+    stock = base.replace("Extension", "nnUNet", 1)
+    if base in TRAINERS:
+        return TRAINERS[base]
+    if registry.TWIN.fullmatch(base) and occurs_in_nnunet(stock):
+        purpose = f"{stock} with settings from the plans; a fair baseline"
+        return Trainer(base, "nnunet_ext.trainers", purpose, f"as {stock}")
+    points = registry.others("trainers")
+    point = points.get(name) or points.get(base)
+    return _describe_trainer(point) if point else None
+
+
+def _other_planner(name: str) -> Planner | None:
+    point = registry.others("planners").get(name)
+    return _describe_planner(point) if point else None
+
+
+def _describe_trainer(point: "EntryPoint") -> Trainer:
+    cls, purpose = _load_other("trainers", point)
+    cost, paper = (str(getattr(cls, what, "")) for what in ("cost", "paper"))
+    return Trainer(point.name, registry.package_of(point), purpose, cost, paper)
+
+
+def _describe_planner(point: "EntryPoint") -> Planner:
+    cls, purpose = _load_other("planners", point)
+    plans = getattr(cls, "default_plans_name", None)
+    if plans is None:  # not one of ours: nnU-Net's planners name it in their signature
+        parameter = inspect.signature(cls).parameters.get("plans_name") if cls else None
+        plans = str(parameter.default) if parameter else "PLANS"
+    cost = str(getattr(cls, "cost", ""))
+    return Planner(point.name, registry.package_of(point), plans, purpose, cost)
+
+
+def _load_other(kind: Kind, point: "EntryPoint") -> tuple[Any, str]:
+    """Class of another package, or None, and what it is for or why it does not work."""
+    package = registry.package_of(point)
+    if point.name in registry.OURS[kind] or occurs_in_nnunet(point.name):
+        owner = "nnunet_ext" if point.name in registry.OURS[kind] else "nnU-Net"
+        return None, f"not used: {owner} has one of this name, which wins (from {package})"
+    try:
+        cls = registry.load_other(point)
+    except UserError as error:
+        return None, f"broken: {error}"
+    first_line, *_ = (cls.__doc__ or "no description").strip().splitlines()
+    return cls, f"{getattr(cls, 'purpose', first_line)} (from {package})"
+
+
+def _settings_read_by(name: str) -> dict[str, type]:
+    """Method -> settings class of a trainer."""
+    base, ours = registry.without_length(name), registry.settings_classes()
+    if base in TRAINERS:
+        return {method: ours[method] for method in TRAINERS[base].settings}
+    others = registry.others_settings()
+    return others.get(name) or others.get(base) or {}
+
+
+# ---------------------------------------------------------------------------------- what is shown
 
 
 def _show_all(console: "Console") -> None:
-    from nnunet_ext.cli.catalogue import load_planners, load_trainers, method_settings
-
-    with console.status("Importing the trainers ..."):
-        all_trainers, all_planners = load_trainers(), load_planners()
+    other_trainers = [_describe_trainer(each) for each in registry.others("trainers").values()]
+    other_planners = [_describe_planner(each) for each in registry.others("planners").values()]
     _heading(console, "Trainers", "nnUNetv2_train ... -tr NAME")
-    console.print(_overview(all_trainers))
+    console.print(_overview([*TRAINERS.values(), *other_trainers]))
     _heading(console, "Planners", "nnUNetv2_plan_and_preprocess ... -pl NAME")
-    console.print(_overview(all_planners))
+    console.print(_overview([*PLANNERS.values(), *other_planners]))
     _show_training_settings(console)
-    for method, settings_class in method_settings().items():
+    methods = registry.settings_classes()
+    for read in registry.others_settings().values():
+        methods = read | methods
+    for method, settings_class in methods.items():
         _show_settings(console, f"Settings of {method}", settings_class, f"{method}.")
     console.print("\nSet them with: nnunet-ext configure --help", soft_wrap=True)
     console.print("More on one of them, with commands: nnunet-ext list NAME", soft_wrap=True)
 
 
-def _show_trainer(console: "Console", name: str) -> None:
-    with console.status(f"Importing {name} ..."):
-        trainer = getattr(trainers, name)
+def _show_trainer(console: "Console", name: str, trainer: Trainer) -> None:
     _show_facts(console, name, trainer)
-    methods = trainer.collected_method_settings()
+    methods = _settings_read_by(name)
     for method, settings_class in methods.items():
         _show_settings(console, f"Settings of {method}", settings_class, f"{method}.")
     _show_training_settings(console)
-    _show_commands(console, _trainer_commands(name, methods))
-
-
-def _show_planner(console: "Console", name: str) -> None:
-    with console.status(f"Importing {name} ..."):
-        planner = getattr(planners, name)
-    _show_facts(console, name, planner)
-    trainer_name = name.removesuffix("Planner") + "Trainer"
-    if trainer_name not in trainers.MODULES:
-        trainer_name = "TRAINER"
-    plans = planner.default_plans_name
-    _show_commands(
-        console,
-        {
-            f"Plan and preprocess; the plans are called {plans}": (
-                f"nnUNetv2_plan_and_preprocess -d DATASET -pl {name}"
-            ),
-            "Train with these plans": (
-                f"nnUNetv2_train DATASET 3d_fullres FOLD -tr {trainer_name} -p {plans}"
-            ),
-        },
-    )
-
-
-def _trainer_commands(name: str, methods: dict[str, type]) -> dict[str, str]:
-    from nnunet_ext.cli.catalogue import planner_for
-
-    planner_name = planner_for(name.partition("_")[0])  # without the suffix
-    plans = getattr(planners, planner_name).default_plans_name if planner_name else None
-    option = f" -p {plans}" if plans else ""
+    planner = next(iter(trainer.planners), None)
+    option = f" -p {planner.plans}" if planner else ""
     commands = {}
-    if planner_name:
+    if planner:
         commands["Plan and preprocess (without -pl here and -p below: nnU-Net's own plans)"] = (
-            f"nnUNetv2_plan_and_preprocess -d DATASET -pl {planner_name}"
+            f"nnUNetv2_plan_and_preprocess -d DATASET -pl {planner.name}"
         )
     commands["Train"] = f"nnUNetv2_train DATASET 3d_fullres FOLD -tr {name}{option}"
     commands["Predict"] = (
@@ -116,10 +151,26 @@ def _trainer_commands(name: str, methods: dict[str, type]) -> dict[str, str]:
         f"nnunet-ext configure DATASET{option} -c 3d_fullres --name 3d_fullres_mine"
         f" --set {_example_setting(methods)}"
     )
-    return commands
+    _show_commands(console, commands)
 
 
-def _example_setting(methods: dict[str, type]) -> str:
+def _show_planner(console: "Console", planner: Planner) -> None:
+    _show_facts(console, planner.name, planner)
+    trainer = next((name for name, each in TRAINERS.items() if planner in each.planners), "TRAINER")
+    _show_commands(
+        console,
+        {
+            f"Plan and preprocess; the plans are called {planner.plans}": (
+                f"nnUNetv2_plan_and_preprocess -d DATASET -pl {planner.name}"
+            ),
+            "Train with these plans": (
+                f"nnUNetv2_train DATASET 3d_fullres FOLD -tr {trainer} -p {planner.plans}"
+            ),
+        },
+    )
+
+
+def _example_setting(methods: Mapping[str, type]) -> str:
     from nnunet_ext.cli.settings_table import settings_of
 
     for method, settings_class in methods.items():
@@ -129,7 +180,7 @@ def _example_setting(methods: dict[str, type]) -> str:
     return "num_epochs=250"
 
 
-def _overview(classes: dict[str, Any]) -> "Table":
+def _overview(entries: Iterable[Trainer | Planner]) -> "Table":
     from rich.table import Table
     from rich.text import Text
 
@@ -137,24 +188,25 @@ def _overview(classes: dict[str, Any]) -> "Table":
     table.add_column("name", no_wrap=True)
     table.add_column("what it is for", overflow="fold", ratio=3)
     table.add_column("relative cost", overflow="fold", ratio=2)
-    for name, cls in classes.items():
-        purpose = Text(cls.purpose)
-        if paper := getattr(cls, "paper", ""):
-            purpose.append(f"\n{paper}", style="dim")
-        table.add_row(Text(name, style="bold"), purpose, Text(cls.relative_cost))
+    for entry in entries:
+        purpose = Text(entry.purpose)
+        if isinstance(entry, Trainer) and entry.paper:
+            # without the scheme, a link to arXiv fits into one line
+            source = f"\n{entry.paper}\n{entry.link.removeprefix('https://')}"
+            purpose.append(source.rstrip(), style="dim")
+        table.add_row(Text(entry.name, style="bold"), purpose, Text(entry.cost))
     return table
 
 
-def _show_facts(console: "Console", name: str, cls: Any) -> None:
+def _show_facts(console: "Console", name: str, entry: Trainer | Planner) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    facts = {"for": "purpose", "cost": "relative_cost", "paper": "paper"}
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    for label, attribute in facts.items():
-        if value := getattr(cls, attribute, ""):
+    for label, what in {"for": "purpose", "cost": "cost", "paper": "paper", "": "link"}.items():
+        if value := getattr(entry, what, ""):
             table.add_row(label, Text(value))
     console.print(Text(name, style="bold"))
     console.print(table)
