@@ -135,6 +135,8 @@ class ExtensionTrainer(nnUNetTrainer):
         collected: dict[str, type] = {}
         for base in reversed(cls.__mro__):
             collected |= vars(base).get("method_settings", {})
+            if vars(base).get("settings_class"):
+                collected[base.settings_key] = base.settings_class
         return collected
 
     def _apply_training_settings(self) -> None:

@@ -31,7 +31,8 @@ class MineSettings:
 
 
 class MineTrainer(ExtensionTrainer):
-    method_settings: ClassVar = {"mine": MineSettings}
+    settings_key: ClassVar[str] = "mine"
+    settings_class: ClassVar[type] = MineSettings
 
 
 class PlainTrainer(nnUNetTrainer):
