@@ -134,9 +134,10 @@ class ExtensionTrainer(nnUNetTrainer):
         """Method -> settings class, over all classes that this trainer is mixed from."""
         collected: dict[str, type] = {}
         for base in reversed(cls.__mro__):
-            collected |= vars(base).get("method_settings", {})
-            if vars(base).get("settings_class"):
-                collected[base.settings_key] = base.settings_class
+            own = vars(base)
+            collected |= own.get("method_settings", {})
+            if own.get("settings_class"):
+                collected[own["settings_key"]] = own["settings_class"]
         return collected
 
     def _apply_training_settings(self) -> None:

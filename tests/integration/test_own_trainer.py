@@ -76,9 +76,11 @@ def test_trainer_of_the_page_is_configured_found_and_trained(
     configured = package.run("-m", "nnunet_ext", "configure", data, *options, *new).stdout
     assert f"nnUNetv2_train {data} unsure FOLD -tr {NAME} -p {PLANS}" in configured
     trainer = f"{NAME}_1epochs"
-    options += ("-device", "cpu")
     # each worker of the validation would take seconds to start
-    package.run("-c", TRAIN, data, "unsure", "0", "-tr", trainer, *options, nnUNet_def_n_proc="1")
+    package.run(
+        *("-c", TRAIN, data, "unsure", "0", "-tr", trainer, *options, "-device", "cpu"),
+        nnUNet_def_n_proc="1",
+    )
     (model,) = world.results.glob(f"{trainer}__*__unsure/fold_0")
     with (model / "losses.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)  # one epoch
