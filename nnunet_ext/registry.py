@@ -34,79 +34,82 @@ def without_length(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class Planner:
-    """A planner.
+class Entry:
+    """A trainer or planner.
 
     Attributes:
-        name: What stands behind ``-pl``.
+        name: What stands behind ``-tr`` or ``-pl``.
         module: Where its class is.
-        plans: Name of its plans, which stands behind ``-p``.
-        purpose: What it is for, in a line.
-        cost: What training with its plans costs beside stock plans.
-        method: Whose memory it counts, or nothing.
-        residual: Whether it plans residual encoders.
+        purpose: Which problem it is for, in a line.
+        cost: What it costs beside stock nnU-Net or stock plans.
     """
 
     name: str
     module: str
-    plans: str
     purpose: str
     cost: str = ""
+
+
+@dataclass(frozen=True)
+class Planner(Entry):
+    """A planner.
+
+    Attributes:
+        plans: Name of its plans, which stands behind ``-p``.
+        method: Whose memory it counts, or nothing.
+        residual: Whether it plans residual encoders.
+    """
+
+    plans: str = "PLANS"
     method: str = ""
     residual: bool = False
 
 
 @dataclass(frozen=True)
-class Trainer:
+class Trainer(Entry):
     """A trainer.
 
     Attributes:
-        name: What stands behind ``-tr``.
-        module: Where its class is.
-        purpose: Which problem it is for, in a line.
-        cost: What it costs beside stock nnU-Net.
         paper: Whose method it is.
         link: To the paper.
-        settings: Method -> settings class, as ``module:Class``, of all methods that it reads.
+        settings: Method -> settings class, or ``module:Class``, of all methods that it reads.
         memory: What its method holds in memory beside the planned U-Net. If this is not empty,
             the method has planners that count it.
     """
 
-    name: str
-    module: str
-    purpose: str
-    cost: str = ""
     paper: str = ""
     link: str = ""
-    settings: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, str | type] = field(default_factory=dict)
     memory: str = ""
 
     @property
+    def settings_classes(self) -> dict[str, type]:
+        """Method -> settings class."""
+        return {
+            method: load(cls) if isinstance(cls, str) else cls
+            for method, cls in self.settings.items()
+        }
+
+    @property
     def planners(self) -> list[Planner]:
-        """The planners of its method."""
+        """The planners of its method: of plain-conv U-Nets first, then of residual encoders."""
         if not self.memory:
             return []
         (method,), stem = self.settings, self.name.removesuffix("Trainer")
-        plain, residual = f"{stem}Planner", f"{stem}ResEncPlanner"
-        smaller = "patches or batches smaller than"
+        plain = f"plain-conv U-Nets that fit the memory of {self.memory}"
+        residual = f"as {stem}Planner with residual encoders (ResEnc M)"
         return [
             Planner(
-                plain,
+                f"{stem}{kind}Planner",
                 PLANNERS_MODULE,
-                f"{stem}Plans",
-                f"plain-conv U-Nets that fit the memory of {self.memory}",
-                f"{smaller} stock where memory is short",
+                residual if kind else plain,
+                f"patches or batches smaller than {'ResEnc M' if kind else 'stock'} where memory "
+                "is short",
+                f"{stem}{kind}Plans",
                 method,
-            ),
-            Planner(
-                residual,
-                PLANNERS_MODULE,
-                f"{stem}ResEncPlans",
-                f"as {plain} with residual encoders (ResEnc M)",
-                f"{smaller} ResEnc M",
-                method,
-                residual=True,
-            ),
+                bool(kind),
+            )
+            for kind in ("", "ResEnc")
         ]
 
 
@@ -193,25 +196,25 @@ PLANNERS = {
     for planner in (
         *(planner for trainer in TRAINERS.values() for planner in trainer.planners),
         Planner(
-            "CompactPlanner",
-            PLANNERS_MODULE,
-            "CompactPlans",
-            "small networks, patches and batches for a laptop or CPU, for any trainer",
-            "a small fraction of the stock plan's time and memory",
+            name="CompactPlanner",
+            module=PLANNERS_MODULE,
+            purpose="small networks, patches and batches for a laptop or CPU, for any trainer",
+            cost="a small fraction of the stock plan's time and memory",
+            plans="CompactPlans",
         ),
     )
 }
 """Our planners by name."""
 
-OURS: dict[Kind, Mapping[str, Trainer | Planner]] = {"trainers": TRAINERS, "planners": PLANNERS}
+OURS: dict[Kind, Mapping[str, Entry]] = {"trainers": TRAINERS, "planners": PLANNERS}
 
-METHODS = {method: path for each in TRAINERS.values() for method, path in each.settings.items()}
-"""Our methods -> settings class, as ``module:Class``."""
+METHODS = tuple(dict.fromkeys(method for each in TRAINERS.values() for method in each.settings))
+"""Names under which the plans hold the settings of our methods."""
 
 
 def settings_classes() -> dict[str, type]:
     """Our methods -> settings class."""
-    return {method: load(path) for method, path in METHODS.items()}
+    return {m: cls for each in TRAINERS.values() for m, cls in each.settings_classes.items()}
 
 
 def load(path: str) -> Any:

@@ -242,12 +242,10 @@ def _readers(block: Mapping[str, Any]) -> dict[str, Mapping[str, type]]:
 
     Looking at other packages and the user's folders imports them, and torch.
     """
-    ours = registry.settings_classes()
     readers: dict[str, Mapping[str, type]] = {
-        trainer.name: {method: ours[method] for method in trainer.settings}
-        for trainer in registry.TRAINERS.values()
+        trainer.name: trainer.settings_classes for trainer in registry.TRAINERS.values()
     }
-    known = {*ours, *(field.name for field in fields(TrainingSettings))}
+    known = {*registry.METHODS, *(field.name for field in fields(TrainingSettings))}
     if isinstance(block, Mapping) and not block.keys() <= known:
         for name, read in registry.others_settings().items():
             readers.setdefault(name, read)
@@ -332,16 +330,12 @@ def _show(plans_file: PlansFile, name: str) -> None:
 
 
 def _values_table(values: Mapping[str, Any], given: Mapping[str, Any], prefix: str = "") -> "Table":
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    table.add_column(no_wrap=True)
+    from nnunet_ext._common.console import lay_out
+
+    rows = []
     for key, value in values.items():
-        is_set = key in given
-        style = "bold" if is_set else "dim"
-        origin = "set" if is_set else "default"
-        table.add_row(*(Text(text, style) for text in (prefix + key, json.dumps(value), origin)))
-    return table
+        style, origin = ("bold", "set") if key in given else ("dim", "default")
+        rows.append([Text(each, style) for each in (prefix + key, json.dumps(value), origin)])
+    return lay_out(rows, {1})

@@ -85,19 +85,18 @@ def _finish_probe(probe: "subprocess.Popen[str]") -> dict[str, Any]:
 
 
 def _print_group(console: "Console", title: str, findings: Iterable["Finding"]) -> None:
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table.grid(padding=(0, 2, 0, 0))
-    for no_wrap in (True, True, False):
-        table.add_column(no_wrap=no_wrap, overflow="fold")
+    from nnunet_ext._common.console import lay_out
+
+    rows = []
     for finding in findings:
         detail = Text(finding.detail)
         if finding.cure:
             detail.append(f"\n-> {finding.cure}", style="bold")
-        table.add_row(Text(finding.level, style=STYLES[finding.level]), finding.subject, detail)
+        rows.append((Text(finding.level, style=STYLES[finding.level]), finding.subject, detail))
     console.print(Text(f"\n{title}", style="bold underline"))
-    console.print(table)
+    console.print(lay_out(rows, {2}))
 
 
 def _count(number: int, noun: str) -> str:

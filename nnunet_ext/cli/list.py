@@ -1,8 +1,8 @@
 """``nnunet-ext list``: what there is, what it is for, what it costs, how it is used."""
 
 import inspect
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,7 +10,7 @@ from nnunet_ext import registry, settings
 from nnunet_ext._common.errors import UserError
 from nnunet_ext._common.near import did_you_mean
 from nnunet_ext.nnunet.lookup import occurs_in_nnunet
-from nnunet_ext.registry import PLANNERS, TRAINERS, Kind, Planner, Trainer
+from nnunet_ext.registry import OURS, TRAINERS, Entry, Kind, Planner, Trainer, others
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -37,109 +37,79 @@ def list_methods(
     console = Console(highlight=False)
     if name is None:
         _show_all(console)
-    elif trainer := _trainer(name):
-        _show_trainer(console, name, trainer)
-    elif planner := PLANNERS.get(name) or _other_planner(name):
-        _show_planner(console, planner)
+    elif entry := _find("trainers", name) or _find("planners", name):
+        _show_facts(console, name, entry)
+        if isinstance(entry, Trainer):
+            _show_trainer(console, name, entry)
+        elif isinstance(entry, Planner):
+            _show_planner(console, entry)
     else:
-        others = [name for kind in registry.OURS for name in registry.others(kind)]
-        known = [*TRAINERS, *PLANNERS, *others]
+        known = [name for kind in OURS for name in {**OURS[kind], **others(kind)}]
         raise UserError(
             f'There is no trainer or planner "{name}".{did_you_mean(name, known)} '
             f"There are: {', '.join(known)}."
         )
 
 
-# --------------------------------------------------------------------------------- what there is
-
-
-def _trainer(name: str) -> Trainer | None:
-    base = registry.without_length(name)
+def _find(kind: Kind, name: str) -> Entry | None:
+    base = registry.without_length(name) if kind == "trainers" else name
+    if base in OURS[kind]:
+        return OURS[kind][base]
     stock = base.replace("Extension", "nnUNet", 1)
-    if base in TRAINERS:
-        return TRAINERS[base]
-    if registry.TWIN.fullmatch(base) and occurs_in_nnunet(stock):
+    if kind == "trainers" and registry.TWIN.fullmatch(base) and occurs_in_nnunet(stock):
         purpose = f"{stock} with settings from the plans; a fair baseline"
         return Trainer(base, "nnunet_ext.trainers", purpose, f"as {stock}")
-    points = registry.others("trainers")
-    point = points.get(name) or points.get(base)
-    return _describe_trainer(point) if point else None
+    point = others(kind).get(name) or others(kind).get(base)
+    return _describe(kind, point) if point else None
 
 
-def _other_planner(name: str) -> Planner | None:
-    point = registry.others("planners").get(name)
-    return _describe_planner(point) if point else None
-
-
-def _describe_trainer(point: "EntryPoint") -> Trainer:
-    cls, purpose = _load_other("trainers", point)
-    cost, paper = (str(getattr(cls, what, "")) for what in ("cost", "paper"))
-    return Trainer(point.name, registry.package_of(point), purpose, cost, paper)
-
-
-def _describe_planner(point: "EntryPoint") -> Planner:
-    cls, purpose = _load_other("planners", point)
-    plans = getattr(cls, "default_plans_name", None)
-    if plans is None:  # not one of ours: nnU-Net's planners name it in their signature
-        parameter = inspect.signature(cls).parameters.get("plans_name") if cls else None
-        plans = str(parameter.default) if parameter else "PLANS"
-    cost = str(getattr(cls, "cost", ""))
-    return Planner(point.name, registry.package_of(point), plans, purpose, cost)
-
-
-def _load_other(kind: Kind, point: "EntryPoint") -> tuple[Any, str]:
-    """Class of another package, or None, and what it is for or why it does not work."""
-    package = registry.package_of(point)
-    if point.name in registry.OURS[kind] or occurs_in_nnunet(point.name):
-        owner = "nnunet_ext" if point.name in registry.OURS[kind] else "nnU-Net"
-        return None, f"not used: {owner} has one of this name, which wins (from {package})"
+def _describe(kind: Kind, point: "EntryPoint") -> Entry:
+    """What a class of another package says of itself, or why it does not work."""
+    name, package = point.name, registry.package_of(point)
+    if name in OURS[kind] or occurs_in_nnunet(name):
+        owner = "nnunet_ext" if name in OURS[kind] else "nnU-Net"
+        return Entry(name, package, f"not used: {owner} has one of this name (from {package})")
     try:
         cls = registry.load_other(point)
     except UserError as error:
-        return None, f"broken: {error}"
-    first_line, *_ = (cls.__doc__ or "no description").strip().splitlines()
-    return cls, f"{getattr(cls, 'purpose', first_line)} (from {package})"
-
-
-def _settings_read_by(name: str) -> dict[str, type]:
-    """Method -> settings class of a trainer."""
-    base, ours = registry.without_length(name), registry.settings_classes()
-    if base in TRAINERS:
-        return {method: ours[method] for method in TRAINERS[base].settings}
-    others = registry.others_settings()
-    return others.get(name) or others.get(base) or {}
-
-
-# ---------------------------------------------------------------------------------- what is shown
+        return Entry(name, package, f"broken: {error}")
+    first_line = (cls.__doc__ or "no description").strip().partition("\n")[0]
+    purpose = f"{getattr(cls, 'purpose', first_line)} (from {package})"
+    cost, paper = (str(getattr(cls, what, "")) for what in ("cost", "paper"))
+    if kind == "trainers":
+        settings = registry.settings_read_by(cls)
+        return Trainer(name, package, purpose, cost, paper, settings=settings)
+    plans = getattr(cls, "default_plans_name", None)
+    if plans is None:  # as nnU-Net's planners say it
+        plans = inspect.signature(cls).parameters["plans_name"].default
+    return Planner(name, package, purpose, cost, plans)
 
 
 def _show_all(console: "Console") -> None:
-    other_trainers = [_describe_trainer(each) for each in registry.others("trainers").values()]
-    other_planners = [_describe_planner(each) for each in registry.others("planners").values()]
+    listed: dict[Kind, list[Entry]] = {
+        kind: [*OURS[kind].values(), *(_describe(kind, each) for each in others(kind).values())]
+        for kind in OURS
+    }
     _heading(console, "Trainers", "nnUNetv2_train ... -tr NAME")
-    console.print(_overview([*TRAINERS.values(), *other_trainers]))
+    console.print(_overview(listed["trainers"]))
     _heading(console, "Planners", "nnUNetv2_plan_and_preprocess ... -pl NAME")
-    console.print(_overview([*PLANNERS.values(), *other_planners]))
+    console.print(_overview(listed["planners"]))
     _show_training_settings(console)
-    methods = registry.settings_classes()
-    for read in registry.others_settings().values():
-        methods = read | methods
-    for method, settings_class in methods.items():
-        _show_settings(console, f"Settings of {method}", settings_class, f"{method}.")
+    methods: dict[str, type] = {}
+    for entry in listed["trainers"]:
+        methods = (entry.settings_classes if isinstance(entry, Trainer) else {}) | methods
+    _show_method_settings(console, methods)
     console.print("\nSet them with: nnunet-ext configure --help", soft_wrap=True)
     console.print("More on one of them, with commands: nnunet-ext list NAME", soft_wrap=True)
 
 
 def _show_trainer(console: "Console", name: str, trainer: Trainer) -> None:
-    _show_facts(console, name, trainer)
-    methods = _settings_read_by(name)
-    for method, settings_class in methods.items():
-        _show_settings(console, f"Settings of {method}", settings_class, f"{method}.")
+    _show_method_settings(console, trainer.settings_classes)
     _show_training_settings(console)
-    planner = next(iter(trainer.planners), None)
-    option = f" -p {planner.plans}" if planner else ""
-    commands = {}
-    if planner:
+    option, commands = "", {}
+    if trainer.planners:
+        planner, *_ = trainer.planners
+        option = f" -p {planner.plans}"
         commands["Plan and preprocess (without -pl here and -p below: nnU-Net's own plans)"] = (
             f"nnUNetv2_plan_and_preprocess -d DATASET -pl {planner.name}"
         )
@@ -149,28 +119,20 @@ def _show_trainer(console: "Console", name: str, trainer: Trainer) -> None:
     )
     commands["Train with other settings, under a name of your choice"] = (
         f"nnunet-ext configure DATASET{option} -c 3d_fullres --name 3d_fullres_mine"
-        f" --set {_example_setting(methods)}"
+        f" --set {_example_setting(trainer.settings_classes)}"
     )
     _show_commands(console, commands)
 
 
 def _show_planner(console: "Console", planner: Planner) -> None:
-    _show_facts(console, planner.name, planner)
     trainer = next((name for name, each in TRAINERS.items() if planner in each.planners), "TRAINER")
-    _show_commands(
-        console,
-        {
-            f"Plan and preprocess; the plans are called {planner.plans}": (
-                f"nnUNetv2_plan_and_preprocess -d DATASET -pl {planner.name}"
-            ),
-            "Train with these plans": (
-                f"nnUNetv2_train DATASET 3d_fullres FOLD -tr {trainer} -p {planner.plans}"
-            ),
-        },
-    )
+    plan = f"nnUNetv2_plan_and_preprocess -d DATASET -pl {planner.name}"
+    train = f"nnUNetv2_train DATASET 3d_fullres FOLD -tr {trainer} -p {planner.plans}"
+    called = f"Plan and preprocess; the plans are called {planner.plans}"
+    _show_commands(console, {called: plan, "Train with these plans": train})
 
 
-def _example_setting(methods: Mapping[str, type]) -> str:
+def _example_setting(methods: dict[str, type]) -> str:
     from nnunet_ext.cli.settings_table import settings_of
 
     for method, settings_class in methods.items():
@@ -180,42 +142,42 @@ def _example_setting(methods: Mapping[str, type]) -> str:
     return "num_epochs=250"
 
 
-def _overview(entries: Iterable[Trainer | Planner]) -> "Table":
-    from rich.table import Table
+def _overview(entries: Iterable[Entry]) -> "Table":
     from rich.text import Text
 
-    table = Table(box=None, padding=(0, 2, 1, 0), pad_edge=False)
-    table.add_column("name", no_wrap=True)
-    table.add_column("what it is for", overflow="fold", ratio=3)
-    table.add_column("relative cost", overflow="fold", ratio=2)
+    from nnunet_ext._common.console import lay_out
+
+    rows = []
     for entry in entries:
         purpose = Text(entry.purpose)
         if isinstance(entry, Trainer) and entry.paper:
             # without the scheme, a link to arXiv fits into one line
             source = f"\n{entry.paper}\n{entry.link.removeprefix('https://')}"
             purpose.append(source.rstrip(), style="dim")
-        table.add_row(Text(entry.name, style="bold"), purpose, Text(entry.cost))
-    return table
+        rows.append((Text(entry.name, style="bold"), purpose, entry.cost))
+    return lay_out(rows, {1, 2}, ("name", "what it is for", "relative cost"), gap=1)
 
 
-def _show_facts(console: "Console", name: str, entry: Trainer | Planner) -> None:
-    from rich.table import Table
+def _show_facts(console: "Console", name: str, entry: Entry) -> None:
     from rich.text import Text
 
-    table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for label, what in {"for": "purpose", "cost": "cost", "paper": "paper", "": "link"}.items():
-        if value := getattr(entry, what, ""):
-            table.add_row(label, Text(value))
+    from nnunet_ext._common.console import lay_out
+
+    labels = {"for": "purpose", "cost": "cost", "paper": "paper", "": "link"}
+    facts = [(label, str(getattr(entry, what, ""))) for label, what in labels.items()]
     console.print(Text(name, style="bold"))
-    console.print(table)
+    console.print(lay_out([fact for fact in facts if fact[1]], {1}))
 
 
 def _show_training_settings(console: "Console") -> None:
     cls = settings.TrainingSettings
     _show_settings(console, "Settings of training itself, for every trainer here", cls)
     console.print("null keeps nnU-Net's own value.")
+
+
+def _show_method_settings(console: "Console", methods: dict[str, type]) -> None:
+    for method, settings_class in methods.items():
+        _show_settings(console, f"Settings of {method}", settings_class, f"{method}.")
 
 
 def _show_settings(console: "Console", title: str, settings_class: type, prefix: str = "") -> None:

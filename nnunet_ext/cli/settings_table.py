@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter
 from rich.table import Table
 from rich.text import Text
+
+from nnunet_ext._common.console import lay_out
 
 _LIMITS = {
     "minimum": ">= {}",
@@ -22,16 +23,8 @@ _TYPES = {"string": "text", "boolean": "true | false"}
 """Where JSON's own name of a type would not be understood."""
 
 
-@dataclass(frozen=True)
-class Setting:
-    """One setting as a user sees it.
-
-    Attributes:
-        name: Key in the plans, below the method's name.
-        default: The default as JSON.
-        allowed: Allowed values in words.
-        description: What the setting does.
-    """
+class Setting(NamedTuple):
+    """One setting as a user sees it."""
 
     name: str
     default: str
@@ -55,15 +48,12 @@ def settings_of(settings_class: type) -> list[Setting]:
 
 def settings_table(settings: list[Setting], prefix: str = "") -> Table:
     """Lay the settings out as a table in which no name is ever cut."""
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    table.add_column("setting", no_wrap=True)
-    table.add_column("default", no_wrap=True)
-    table.add_column("what it does, and what is allowed", overflow="fold")
-    for setting in settings:
-        meaning = Text.assemble(setting.description, "\n" if setting.description else "")
-        meaning.append(setting.allowed, style="dim")
-        table.add_row(Text(prefix + setting.name, style="bold"), Text(setting.default), meaning)
-    return table
+    heading = ("setting", "default", "what it does, and what is allowed")
+    rows = []
+    for name, default, allowed, description in settings:
+        meaning = Text(f"{description}\n" if description else "").append(allowed, style="dim")
+        rows.append((Text(prefix + name, style="bold"), default, meaning))
+    return lay_out(rows, {2}, heading)
 
 
 def _allowed(entry: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:

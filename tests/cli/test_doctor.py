@@ -1,5 +1,6 @@
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -72,6 +73,18 @@ def test_healthy_installation_exits_with_0(cli: Callable[..., Any]) -> None:
     assert "PROBLEM" not in outcome.out
     assert "No problems, " in outcome.out
     assert all(name in outcome.out for name in CLASSES)
+
+
+def test_torch_is_left_to_the_fresh_interpreter() -> None:
+    code = f"""
+import sys
+from nnunet_ext.cli import doctor, main
+doctor._start_probe, doctor._finish_probe = lambda: None, lambda _: {FACTS!r}
+try: main(["doctor"])
+except SystemExit: print("LOADED", *({{"torch", "nnunetv2", "numpy"}} & sys.modules.keys()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "LOADED", done.stderr
 
 
 @pytest.mark.usefixtures("fine")

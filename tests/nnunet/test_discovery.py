@@ -148,16 +148,6 @@ class TestHook:
             """
         assert run(site, self.ACTIVATE + textwrap.dedent(code)) == "False\n[]"
 
-    def test_deactivating_gives_nnunet_its_own_function_back(self, site: Path) -> None:
-        code = """
-            from nnunetv2.utilities import find_objects
-            discovery.deactivate()
-            print(hasattr(find_objects.recursive_find_python_class, "__wrapped__"))
-            print(discovery.status())
-            """
-        said = run(site, self.ACTIVATE + textwrap.dedent(code))
-        assert said == "False\nnot active: deactivated"
-
     def test_still_waits_after_nnunet_was_only_looked_for(self, site: Path) -> None:
         code = """
             from importlib.util import find_spec
