@@ -74,7 +74,10 @@ def _owner(kind: Kind, name: str) -> Literal["ours", "others"] | None:
             kind == "trainers" and TWIN.fullmatch(name) and hasattr(_room(kind), name)
         ):
             return "ours"
-        return "others" if {name, base} & registry.others(kind).keys() else None
+        others = registry.others(kind)
+        return (
+            "others" if name in others or (base in others and not occurs_in_nnunet(base)) else None
+        )
     except Exception:  # a broken package of ours must not stop nnU-Net from finding its classes
         return None
 

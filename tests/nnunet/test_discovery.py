@@ -388,6 +388,10 @@ class TestNamesOfOtherPackages:
     def test_nnunets_wins(self, find: Find, nnunets: Nnunets) -> None:
         assert find("folder", "nnUNetTrainer", TRAINERS) is int
 
+    def test_nnunets_wins_with_a_length_that_it_does_not_have(self, find: Find) -> None:
+        with pytest.raises(UnknownNameError, match="called nnUNetTrainer_33epochs"):
+            find("folder", "nnUNetTrainer_33epochs", TRAINERS)
+
     def test_word_in_nnunets_sources_that_is_no_trainer_hides_none(
         self, find: Find, nnunets: Nnunets, monkeypatch: pytest.MonkeyPatch
     ) -> None:
