@@ -82,9 +82,6 @@ class ExtensionTrainer(nnUNetTrainer):
             holds settings that are unknown or out of range.
     """
 
-    purpose: ClassVar[str] = "stock nnU-Net with settings from the plans; a fair baseline"
-    paper: ClassVar[str] = "Isensee et al., Nature Methods 18 (2021) 203-211"
-    relative_cost: ClassVar[str] = "as stock nnU-Net"
     method_settings: ClassVar[dict[str, type]] = {}
     """Method -> settings class that this class adds to those of its bases."""
     epochs_from_name: ClassVar[int | None] = None
@@ -108,7 +105,9 @@ class ExtensionTrainer(nnUNetTrainer):
     ) -> None:
         where = f'"{configuration}" in {plans["plans_name"]}'
         resolved = PlansManager(plans).get_configuration(configuration).configuration
-        self.training_settings: TrainingSettings = read_training_settings(resolved, where)
+        self.training_settings: TrainingSettings = read_training_settings(
+            resolved, where, self.collected_method_settings()
+        )
         self.settings: dict[str, Any] = {
             method: read_method_settings(resolved, method, settings_class, where)
             for method, settings_class in self.collected_method_settings().items()
@@ -139,7 +138,10 @@ class ExtensionTrainer(nnUNetTrainer):
         """Method -> settings class, over all classes that this trainer is mixed from."""
         collected: dict[str, type] = {}
         for base in reversed(cls.__mro__):
-            collected |= vars(base).get("method_settings", {})
+            own = vars(base)
+            collected |= own.get("method_settings", {})
+            if own.get("settings_class"):
+                collected[own["settings_key"]] = own["settings_class"]
         return collected
 
     def _apply_training_settings(self) -> None:

@@ -47,9 +47,6 @@ class RAMDSIRTrainer(ExtensionTrainer):
     resolution, with instance instead of batch normalisation; no normalisation by test batches.
     """
 
-    purpose: ClassVar[str] = "the model must work on scanners or sites that it never saw"
-    paper: ClassVar[str] = "Zhou et al., RAM-DSIR, ECCV 2022, arXiv 2208.03901"
-    relative_cost: ClassVar[str] = "two views and a small decoder: about 2.1x stock time per step"
     method_settings: ClassVar[dict[str, type]] = {"ram_dsir": RAMDSIRSettings}
     requires_domains: ClassVar[bool] = True
 
