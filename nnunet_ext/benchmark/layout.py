@@ -49,9 +49,8 @@ class State:
     Attributes:
         status: ``running`` is only believed while the cell's lock is held.
         reason: Why it failed.
-        slot: The GPU that it runs on, where that had to be said.
-        stage: What it does now.
-        epoch: Epochs that are finished.
+        gpu: The GPU that it runs on, where that had to be said.
+        epoch: Epochs that have begun.
         epochs: Epochs in the end, if known.
         seconds: Wall time, earlier runs included.
         peak_memory_mib: Peak over all its commands.
@@ -62,8 +61,7 @@ class State:
 
     status: Status = "missing"
     reason: str = ""
-    slot: str | None = None
-    stage: str = ""
+    gpu: str | None = None
     epoch: int = 0
     epochs: int | None = None
     seconds: float = 0.0
@@ -74,39 +72,33 @@ class State:
 
 
 class Layout:
-    """The folder of a benchmark.
+    """The folder of a benchmark of one data set.
 
-    Args:
+    Attributes:
         root: The folder, claimed already.
+        preprocessed: Plans and splits of the benchmark's own; the images are links.
+        results: Trained models, as nnU-Net lays them out.
+        noisy_raw: Raw data set with noisy labels.
+        noisy_preprocessed: What nnU-Net makes of it.
+        degraded: Degraded images, by degradation and fold.
+        prepared: File with what preparation has found out: trainer classes, raw images, labels.
+        report: Where the report goes.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root.expanduser().resolve()
+        self.preprocessed = self.root / "nnUNet_preprocessed"
+        self.results = self.root / "nnUNet_results"
+        self.noisy_raw = self.root / "noisy" / "nnUNet_raw"
+        self.noisy_preprocessed = self.root / "noisy" / "nnUNet_preprocessed"
+        self.degraded = self.root / "degraded_images"
+        self.prepared = self.root / "prepared.json"
+        self.report = self.root / "report"
 
     @cached_property
     def benchmark(self) -> Benchmark:
         """What the folder's ``benchmark.json`` says."""
         return spec.read(self.root)
-
-    @property
-    def noisy_raw(self) -> Path:
-        """Raw data set with noisy labels."""
-        return self.root / "noisy" / "nnUNet_raw"
-
-    @property
-    def noisy_preprocessed(self) -> Path:
-        """What nnU-Net makes of it."""
-        return self.root / "noisy" / "nnUNet_preprocessed"
-
-    @property
-    def preprocessed(self) -> Path:
-        """Plans and splits of the benchmark's own; the images are links."""
-        return self.root / "nnUNet_preprocessed"
-
-    @property
-    def results(self) -> Path:
-        """Trained models, as nnU-Net lays them out."""
-        return self.root / "nnUNet_results"
 
     @property
     def dataset(self) -> Path:
@@ -117,31 +109,6 @@ class Layout:
     def truth(self) -> Path:
         """Clean labels of all training cases, as nnU-Net's validation finds them."""
         return self.dataset / "gt_segmentations"
-
-    @property
-    def degraded(self) -> Path:
-        """Degraded images, by degradation and fold."""
-        return self.root / "degraded_images"
-
-    @property
-    def report(self) -> Path:
-        """Where the report goes."""
-        return self.root / "report"
-
-    @property
-    def prepared(self) -> Path:
-        """What preparation has found out: trainer classes, raw images, labels."""
-        return self.root / "prepared.json"
-
-    @property
-    def jobs(self) -> Path:
-        """submitit's own files."""
-        return self.root / "jobs"
-
-    @property
-    def lock(self) -> FileLock:
-        """Held while ``benchmark run`` works in this folder."""
-        return FileLock(self.root / ".lock")
 
     def cells(self, test: bool) -> Iterator[Cell]:
         """All cells; those needed for a first comparison of all arms come first.
@@ -174,12 +141,7 @@ class Layout:
         return self.folder(cell) / "log.txt"
 
     def model(self, cell: Cell, trainer: str) -> Path:
-        """nnU-Net's folder of the trained model.
-
-        Args:
-            cell: One of its cells.
-            trainer: Name of the class that trains.
-        """
+        """nnU-Net's folder of the model that a trainer of this name has trained in a cell."""
         plans = self.benchmark.plans_of(cell.arm)
         name = f"{trainer}__{plans}__{cell.trained_configuration}"
         return self.results / self.benchmark.dataset / name
@@ -213,11 +175,21 @@ class Layout:
     def state(self, cell: Cell) -> State:
         """What is known of a cell; an unreadable record counts as none."""
         try:
-            return State(**read_json(self.folder(cell) / "state.json"))
-        except (UserError, TypeError):
+            known = read_json(self.folder(cell) / "state.json").items()
+            return State(**{name: value for name, value in known if hasattr(State(), name)})
+        except (UserError, AttributeError):
             return State()
 
     def save(self, cell: Cell, state: State) -> None:
         """Keep what is known of a cell."""
         self.folder(cell).mkdir(parents=True, exist_ok=True)
         write_json(self.folder(cell) / "state.json", asdict(state))
+
+
+def layouts(folder: Path) -> list[Layout]:
+    """The folder of a benchmark, or those in it of its data sets if there are several.
+
+    Raises:
+        UserError: If it holds no benchmark.
+    """
+    return [Layout(folder / name) for name in spec.read(folder).datasets] or [Layout(folder)]

@@ -9,15 +9,15 @@ import typer
 from typer.core import TyperCommand
 
 from nnunet_ext._common.errors import UserError
-from nnunet_ext.cli.demo import INTERRUPTED, find_device
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from nnunet_ext.benchmark.layout import Layout
+    from nnunet_ext.benchmark.schedule import Execution
     from nnunet_ext.benchmark.spec import Benchmark
 
 CLUSTERS = ("local", "slurm", "debug")
+DEVICES = ("cpu", "cuda", "mps")
 
 benchmark = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -120,29 +120,24 @@ def run(
     """
     from rich.console import Console
 
-    from nnunet_ext._common.console import print_plain
-    from nnunet_ext.benchmark import spec
-    from nnunet_ext.benchmark.layout import Layout
-    from nnunet_ext.benchmark.live import progress_shown, summary
-    from nnunet_ext.benchmark.prepare import prepare
-    from nnunet_ext.benchmark.schedule import Execution, Scheduler, only_one
-    from nnunet_ext.nnunet import commands, discovery
+    from nnunet_ext._common.console import resumable
+    from nnunet_ext.benchmark.schedule import Execution
+    from nnunet_ext.nnunet import discovery
 
     discovery.activate(force=True)
     if cluster not in CLUSTERS:
         raise UserError(f'--cluster is "{cluster}"; it must be one of {", ".join(CLUSTERS)}.')
-    execution = Execution(
-        cluster=cluster,  # type: ignore[arg-type]  # just checked
-        # the machine that submits need not have the GPU that the job gets
-        device=(device or "cuda") if cluster == "slurm" else find_device(device),
-        jobs=jobs,
-        partition=partition,
-        gpus=gpus,
-        cpus=cpus,
-        memory_gb=memory,
-        hours=hours,
-        slurm_options=_pairs(slurm or []),
-    )
+    asked = {
+        "timeout_min": round(hours * 60),
+        "mem_gb": memory,
+        "cpus_per_task": cpus,
+        "slurm_additional_parameters": _pairs(slurm or []),
+        **({"slurm_partition": partition} if partition else {}),
+    }
+    # the machine that submits need not have the GPU that the job gets
+    device = (device or "cuda") if cluster == "slurm" else find_device(device)
+    asked["gpus_per_node"] = gpus if device == "cuda" else 0
+    execution = Execution(cluster, device, jobs, asked)  # type: ignore[arg-type]  # just checked
     given = {
         "configurations": configurations,
         "folds": folds,
@@ -153,41 +148,79 @@ def run(
     }
     given = {key: value for key, value in given.items() if value}
     console = Console()
-    wanted, folder = _find(_converted(what, console), trainers or [], given, out)
-    spec.claim(folder, wanted)
-    layout = Layout(folder)
-    try:
-        with commands.termination_interrupts(), only_one(layout):
-            prepared = prepare(layout, lambda step: print_plain(console, step))
-            with progress_shown(console) as show:
-                scheduler = Scheduler(layout, prepared, execution, show)
-                scheduler.run()
-            progress = scheduler.progress()
-            if not console.is_terminal:  # where it is the last line already
-                print_plain(console, summary(progress), "bold")
-            _report(layout, console)
-    except KeyboardInterrupt:
-        typer.echo("\nInterrupted. Run the same command again to go on from here.", err=True)
-        raise typer.Exit(INTERRUPTED) from None
-    if progress.with_status("failed"):
+    with resumable():
+        wanted, folder = _find(_converted(what, console), trainers or [], given, out)
+        all_done = run_shown(wanted, folder, execution, console)
+        _report(folder, console)
+    if not all_done:
         raise typer.Exit(1)
+
+
+def run_shown(wanted: Benchmark, folder: Path, execution: Execution, console: Console) -> bool:
+    """Run a benchmark in its folder and show how it goes; return whether nothing has failed.
+
+    Raises:
+        UserError: If the folder or a data set does not serve it.
+    """
+    from nnunet_ext._common.console import print_plain
+    from nnunet_ext.benchmark import spec
+    from nnunet_ext.benchmark.layout import layouts
+    from nnunet_ext.benchmark.live import progress_shown, summary
+    from nnunet_ext.benchmark.prepare import prepare
+    from nnunet_ext.benchmark.schedule import Scheduler, only_one
+    from nnunet_ext.nnunet.commands import termination_interrupts
+    from nnunet_ext.nnunet.datasets import find_dataset
+
+    failed = 0
+    parts = spec.one_by_one(wanted)
+    for part in parts:  # one that is missing must not come to light after hours
+        find_dataset(part.dataset)
+    spec.claim(folder, wanted)
+    with termination_interrupts(), only_one(folder):
+        for part, layout in zip(parts, layouts(folder), strict=True):
+            if wanted.datasets:
+                print_plain(console, part.dataset, "bold")
+                spec.claim(layout.root, part)
+            prepared = prepare(layout, lambda step: print_plain(console, step))
+            scheduler = Scheduler(layout, prepared, execution)
+            with progress_shown(console) as show:
+                scheduler.run(show)
+            print_plain(console, summary(scheduler), "bold")
+            failed += len(scheduler.with_status("failed"))
+    return not failed
+
+
+def find_device(wished: str | None) -> str:
+    """The device to use; a wished one must be there.
+
+    Raises:
+        UserError: If it is not.
+    """
+    if wished is not None and wished not in DEVICES:
+        raise UserError(f'--device is "{wished}"; it must be one of {", ".join(DEVICES)}.')
+    if wished == "cpu":
+        return wished
+    import torch
+
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if wished is None:
+        # mps only on request: not every 3D operation exists there
+        return "cuda" if present["cuda"] else "cpu"
+    if not present[wished]:
+        raise UserError(f"There is no {wished} device on this machine; try --device cpu.")
+    return wished
 
 
 def _converted(what: str, console: Console) -> str:
     """The data set that a Decathlon task becomes, fetched and converted if need be."""
     from nnunet_ext.cli.fetch import fetch_shown
-    from nnunet_ext.nnunet import commands, decathlon
+    from nnunet_ext.nnunet import decathlon
     from nnunet_ext.nnunet.datasets import RAW, nnunet_folder
 
     if what not in decathlon.TASKS:
         return what
-    raw = nnunet_folder(RAW)
-    task = decathlon.check_task_folder(fetch_shown(console, what, Path()))
-    if not (raw / task.dataset_name).is_dir():
-        command = ["nnUNetv2_convert_MSD_dataset", "-i", str(task.path)]
-        command += ["-np", str(commands.workers())]
-        commands.run_command(command, commands.environment("cpu"), task.path / "convert.log")
-    return task.dataset_name
+    nnunet_folder(RAW)  # before hours of download
+    return decathlon.convert(fetch_shown(console, what, Path()))
 
 
 def _find(
@@ -261,13 +294,11 @@ def report(
     """
     from rich.console import Console
 
-    from nnunet_ext.benchmark.layout import Layout
-
-    _report(Layout(folder), Console(), baseline, out, images)
+    _report(folder, Console(), baseline, out, images)
 
 
 def _report(
-    layout: Layout,
+    folder: Path,
     console: Console,
     baseline: str | None = None,
     out: Path | None = None,
@@ -277,13 +308,27 @@ def _report(
     from nnunet_ext._common.files import write_json
     from nnunet_ext.benchmark import spec
     from nnunet_ext.benchmark.collect import collect, without_images
+    from nnunet_ext.benchmark.layout import layouts
     from nnunet_ext.benchmark.report import write_report
 
-    results = collect(layout, baseline)
-    for problem in results.problems:
-        print_plain(console, f"Problem: {problem}", "bold red")
-    folder = out or layout.report
-    page = write_report(results if images else without_images(results), folder, layout.root)
-    spec.write(layout.benchmark, folder / spec.FILE_NAME)
-    write_json(folder / "environment.json", results.environment)
+    benchmark, folder = spec.read(folder), folder.expanduser().resolve()
+    parts = layouts(folder)
+    begun = [layout for layout in parts if layout.prepared.exists()] or parts
+    results = [collect(layout, baseline) for layout in begun]
+    for each in results:
+        for problem in each.problems:
+            print_plain(console, f"Problem: {problem}", "bold red")
+        if benchmark.datasets:  # paths below the folder of all
+            for table, column in ((each.scores, "summary"), (each.cells, "log")):
+                table[column] = each.title + "/" + table[column]
+    if not images:
+        results = [without_images(each) for each in results]
+    target = out or folder / "report"
+    page = write_report(
+        results if benchmark.datasets else results[0],  # type: ignore[arg-type]
+        target,
+        folder,
+    )
+    spec.write(benchmark, target / spec.FILE_NAME)
+    write_json(target / "environment.json", results[0].environment)
     print_plain(console, f"Report: {page}")

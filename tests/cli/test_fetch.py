@@ -76,7 +76,7 @@ def test_terms_come_first_and_the_next_command_last(shop: Shop) -> None:
         assert part in lines[1]
     assert lines[-2] == f"  is now in {shop.out / NAME}"
     assert lines[-1] == f"  next: nnUNetv2_convert_MSD_dataset -i '{shop.out / NAME}'"
-    assert decathlon.check_task_folder(shop.out / NAME).task_id == 4
+    assert decathlon.check_task_folder(shop.out / NAME) == shop.out / NAME
     assert [path.name for path in shop.out.iterdir()] == [NAME]
 
 
