@@ -1,5 +1,6 @@
 """Small things that everything printed here shares."""
 
+import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -47,7 +48,9 @@ def some(names: Sequence[str]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time span as people read it, ``7 s``, ``4:05 min`` or ``2:10 h``."""
+    """A time span as people read it, ``7 s``, ``4:05 min`` or ``2:10 h``; a dash for NaN."""
+    if math.isnan(seconds):
+        return "\N{EN DASH}"
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

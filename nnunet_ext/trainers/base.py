@@ -306,15 +306,12 @@ class ExtensionTrainer(nnUNetTrainer):
                 least=2 if self.requires_domains else 1,
             )
         if evenly:
-            training.sampling_probabilities = sampling.even_probabilities(
-                training.identifiers, self.domains
-            )
+            training.identifiers = sampling.evenly(training.identifiers, self.domains)
         return training, held_out
 
     def get_dataloaders(self) -> tuple[Any, Any]:
-        """Let loaders draw by domain, and equal seeds give equal batches."""
-        with sampling.probabilities_respected():
-            loaders = super().get_dataloaders()
+        """Let equal seeds give equal batches."""
+        loaders: tuple[Any, Any] = super().get_dataloaders()
         if self.training_settings.seed is not None and isinstance(
             loaders[0], SingleThreadedAugmenter
         ):
@@ -427,7 +424,7 @@ class ExtensionTrainer(nnUNetTrainer):
         if not self.domains:
             scores: dict[str, Any] = super().validation_step(batch)
             return scores
-        with validation.counted_by_image() as counted:
+        with validation.counted_by_image(self) as counted:
             scores = super().validation_step(batch)
         return scores | {
             "counts": validation.with_domains(counted, batch.get("keys", ()), self.domains)
