@@ -21,11 +21,12 @@ from filelock import Timeout
 
 from nnunet_ext._common.errors import UserError
 from nnunet_ext._common.files import read_json, replacing, write_json
-from nnunet_ext.benchmark.collect import CURVES_FILE, measure_evaluation, read_summary
+from nnunet_ext.benchmark.collect import CURVES_FILE, measure_evaluation
 from nnunet_ext.benchmark.environment import circumstances
 from nnunet_ext.benchmark.layout import Cell, Layout, Status
 from nnunet_ext.benchmark.prepare import Prepared, read_prepared
 from nnunet_ext.benchmark.results import CLEAN, TEST
+from nnunet_ext.evaluation.scoring import read_summary
 from nnunet_ext.nnunet import commands
 
 FOLDS_FILE = "predicted_by_folds.json"

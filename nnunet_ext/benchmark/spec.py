@@ -121,7 +121,6 @@ class Benchmark:
         arm = self.arms[name]
         if not slug(name):
             raise ValueError(f'arm "{name}" needs a name with letters or digits')
-        read_training_settings({PLANS_KEY: arm.settings}, f'settings of arm "{name}"')
         if "seed" in arm.settings:
             raise ValueError(f'arm "{name}" must not hold a seed; "seeds" says how many there are')
         if arm.weights_of is None:
