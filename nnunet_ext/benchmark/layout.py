@@ -44,55 +44,33 @@ class Cell:
 
 @dataclass
 class State:
-    """What is known of a cell.
+    """What is known of a cell."""
 
-    Attributes:
-        status: ``running`` is only believed while the cell's lock is held.
-        reason: Why it failed.
-        gpu: The GPU that it runs on, where that had to be said.
-        epoch: Epochs that have begun.
-        epochs: Epochs in the end, if known.
-        seconds: Wall time, earlier runs included.
-        peak_memory_mib: Peak over all its commands.
-        memory_kind: ``GPU`` (as PyTorch reserved it) or ``RAM`` (resident set of the process).
-        commands: nnU-Net's commands, as they were run.
-        circumstances: Hardware and versions.
-    """
-
-    status: Status = "missing"
-    reason: str = ""
-    gpu: str | None = None
-    epoch: int = 0
-    epochs: int | None = None
-    seconds: float = 0.0
-    peak_memory_mib: float | None = None
-    memory_kind: str = ""
-    commands: list[str] = field(default_factory=list)
-    circumstances: dict[str, Any] = field(default_factory=dict)
+    status: Status = "missing"  # "running" is only believed while the cell's lock is held
+    reason: str = ""  # why it failed
+    gpu: str | None = None  # that it runs on, where that had to be said
+    epoch: int = 0  # epochs that have begun
+    epochs: int | None = None  # in the end, if known
+    seconds: float = 0.0  # wall time, earlier runs included
+    peak_memory_mib: float | None = None  # over all its commands
+    memory_kind: str = ""  # "GPU" (as PyTorch reserved it) or "RAM" (resident set)
+    commands: list[str] = field(default_factory=list)  # nnU-Net's, as they were run
+    circumstances: dict[str, Any] = field(default_factory=dict)  # hardware and versions
 
 
 class Layout:
-    """The folder of a benchmark of one data set.
-
-    Attributes:
-        root: The folder, claimed already.
-        preprocessed: Plans and splits of the benchmark's own; the images are links.
-        results: Trained models, as nnU-Net lays them out.
-        noisy_raw: Raw data set with noisy labels.
-        noisy_preprocessed: What nnU-Net makes of it.
-        degraded: Degraded images, by degradation and fold.
-        prepared: File with what preparation has found out: trainer classes, raw images, labels.
-        report: Where the report goes.
-    """
+    """The folder of a benchmark of one data set."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.expanduser().resolve()
+        # plans and splits of the benchmark's own, where images are links; trained models
         self.preprocessed = self.root / "nnUNet_preprocessed"
         self.results = self.root / "nnUNet_results"
+        # data set with noisy labels, and what nnU-Net makes of it
         self.noisy_raw = self.root / "noisy" / "nnUNet_raw"
         self.noisy_preprocessed = self.root / "noisy" / "nnUNet_preprocessed"
-        self.degraded = self.root / "degraded_images"
-        self.prepared = self.root / "prepared.json"
+        self.degraded = self.root / "degraded_images"  # by degradation and fold
+        self.prepared = self.root / "prepared.json"  # what preparation has found out
         self.report = self.root / "report"
 
     @cached_property
@@ -111,11 +89,7 @@ class Layout:
         return self.dataset / "gt_segmentations"
 
     def cells(self, test: bool) -> Iterator[Cell]:
-        """All cells; those needed for a first comparison of all arms come first.
-
-        Args:
-            test: Whether there is a test set.
-        """
+        """All cells, also of a test set; those for a first comparison of all arms come first."""
         benchmark = self.benchmark
         for seed in range(benchmark.seeds):
             for fold in [*benchmark.folds, *([None] if test else [])]:

@@ -9,12 +9,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
+import submitit
 from filelock import FileLock, Timeout
+from submitit.helpers import Checkpointable
 
 from nnunet_ext._common.errors import UserError
 from nnunet_ext.benchmark import cell as cells
 from nnunet_ext.benchmark.layout import Cell, Layout, Status
-from nnunet_ext.benchmark.prepare import Prepared
+from nnunet_ext.benchmark.prepare import read_prepared
 from nnunet_ext.nnunet import commands
 
 Cluster = Literal["local", "debug", "slurm"]
@@ -37,10 +39,8 @@ class Execution:
         cluster: ``local``: processes on this machine; ``debug``: in this process, one after
             the other; ``slurm``: through sbatch.
         device: ``cpu``, ``cuda`` or ``mps``.
-        jobs: Cells at the same time; default is one per GPU at hand, one without GPU, and
-            all at once on a cluster.
-        slurm: What a job asks Slurm for, as submitit names it. A job that needs more than its
-            time is continued by another.
+        jobs: Cells at a time; default is one per GPU or one without, on a cluster all at once.
+        slurm: What a job asks Slurm for, as submitit names it.
     """
 
     cluster: Cluster = "local"
@@ -49,11 +49,7 @@ class Execution:
     slurm: Mapping[str, Any] = field(default_factory=dict)
 
     def slots(self, number: int) -> list[str | None]:
-        """One entry per cell that may run at the same time: its GPU, where that must be said.
-
-        Args:
-            number: How many cells there are in all.
-        """
+        """One entry per cell, of so many, that may run at a time: its GPU where need be."""
         if self.cluster == "debug":
             return [None]
         if self.cluster == "slurm":
@@ -78,8 +74,8 @@ def gpus_at_hand() -> list[str]:
 
 
 @dataclass(frozen=True)
-class RunCell:
-    """A cell as submitit runs it; picklable."""
+class RunCell(Checkpointable):
+    """A cell as submitit runs it, and begins it again where a cluster's time limit has ended it."""
 
     root: Path
     name: str
@@ -90,12 +86,6 @@ class RunCell:
         """Do what the cell lacks."""
         cells.work(self.root, self.name, self.device, self.gpu)
 
-    def checkpoint(self) -> Any:
-        """Called by submitit before a cluster ends the job: begin again, where it was."""
-        from submitit.helpers import DelayedSubmission
-
-        return DelayedSubmission(self)
-
 
 def make_executor(layout: Layout, execution: Execution, name: str) -> Any:
     """submitit's executor for one cell.
@@ -103,8 +93,6 @@ def make_executor(layout: Layout, execution: Execution, name: str) -> Any:
     Raises:
         UserError: If there is no Slurm on this machine, though it is asked for.
     """
-    import submitit
-
     try:
         executor = submitit.AutoExecutor(
             folder=layout.root / "jobs" / "%j",
@@ -138,20 +126,16 @@ def only_one(root: Path) -> Iterator[None]:
 
 
 class Scheduler:
-    """Gives cells to free slots until all are done or have failed.
+    """Gives the cells of a prepared benchmark to free slots until all are done or have failed.
 
     Attributes:
         states: Cell -> what is known of it, in the order of running.
         jobs: Cell at work -> submitit's job, or None if an earlier run has started it.
-
-    Args:
-        layout: The benchmark's folder, prepared.
-        prepared: What preparation has found out.
-        execution: Where and how to run.
     """
 
-    def __init__(self, layout: Layout, prepared: Prepared, execution: Execution) -> None:
+    def __init__(self, layout: Layout, execution: Execution) -> None:
         self.layout, self.execution = layout, execution
+        prepared = read_prepared(layout)
         test = prepared.test_images is not None
         self.states = {cell: layout.state(cell) for cell in layout.cells(test)}
         self.jobs: dict[Cell, Any] = {}
@@ -169,11 +153,7 @@ class Scheduler:
                     self._taken[cell] = state.gpu
 
     def run(self, show: "Callable[[Scheduler], object]") -> None:
-        """Run everything that is not done; cells that failed earlier are tried again.
-
-        Args:
-            show: Called often, to show how far it is.
-        """
+        """Run everything that is not done, also what failed earlier, and show it often."""
         try:
             while True:
                 for cell in list(self.jobs):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Option
 from typer.core import TyperCommand
 
 from nnunet_ext._common.errors import UserError
@@ -24,7 +25,7 @@ benchmark = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 @benchmark.callback()
 def _benchmark() -> None:
-    """Compare trainers on one data set: train them all, then report."""
+    """Compare trainers on one data set or several: train them all, then report."""
 
 
 class ListsOfValues(TyperCommand):
@@ -49,60 +50,62 @@ class ListsOfValues(TyperCommand):
         return super().parse_args(ctx, spread)
 
 
+Given = Annotated[
+    str,
+    typer.Argument(
+        metavar="DATASET",
+        help="Data set (number or name), Decathlon task, benchmark file, or its folder.",
+    ),
+]
+Trainers = Annotated[
+    list[str] | None, Option(metavar="A B C", help="Trainers; the first is the baseline.")
+]
+Configurations = Annotated[
+    list[str] | None, Option(metavar="C", help="Configurations.", show_default="3d_fullres")
+]
+Folds = Annotated[
+    list[int] | None, Option(metavar="0 1 2", help="Folds.", show_default="0 1 2 3 4")
+]
+Seeds = Annotated[int | None, Option(min=1, help="Trainings per fold.", show_default="1")]
+Plans = Annotated[str | None, Option(help="Plans, made if need be.", show_default="nnUNetPlans")]
+Set = Annotated[
+    list[str] | None,
+    Option("--set", metavar="KEY=VALUE", help="Settings of all arms, as in configure."),
+]
+Baseline = Annotated[str | None, Option(help="Arm to compare with.")]
+Out = Annotated[
+    Path | None, Option(help="The benchmark's folder.", show_default="benchmark_DATASET")
+]
+Device = Annotated[str | None, Option(help="cpu, cuda or mps; default is the best there is.")]
+Jobs = Annotated[int | None, Option(min=1, help="Trainings at a time.", show_default="one per GPU")]
+Hours = Annotated[float, Option(min=0.1, help="Slurm: time limit; jobs go on in another one.")]
+Slurm = Annotated[
+    list[str] | None,
+    Option(metavar="KEY=VALUE", help="Slurm: other options of sbatch, account=imaging."),
+]
+
+
 @benchmark.command("run", cls=ListsOfValues, short_help="Train every arm; go on where it stopped.")
 def run(
-    what: Annotated[
-        str,
-        typer.Argument(
-            metavar="DATASET",
-            help="Data set (number or name), Decathlon task, benchmark file, or its folder.",
-        ),
-    ],
-    trainers: Annotated[
-        list[str] | None, typer.Option(metavar="A B C", help="Trainers; the first is the baseline.")
-    ] = None,
-    configurations: Annotated[
-        list[str] | None,
-        typer.Option(metavar="C", help="Configurations.", show_default="3d_fullres"),
-    ] = None,
-    folds: Annotated[
-        list[int] | None, typer.Option(metavar="0 1 2", help="Folds.", show_default="0 1 2 3 4")
-    ] = None,
-    seeds: Annotated[
-        int | None, typer.Option(min=1, help="Trainings per fold.", show_default="1")
-    ] = None,
-    plans: Annotated[
-        str | None, typer.Option(help="Plans, made if need be.", show_default="nnUNetPlans")
-    ] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of every arm.")] = None,
-    assignments: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Settings of all arms, as in configure."),
-    ] = None,
-    baseline: Annotated[str | None, typer.Option(help="Arm to compare with.")] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="The benchmark's folder.", show_default="benchmark_DATASET"),
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda or mps; default is the best there is.")
-    ] = None,
-    jobs: Annotated[
-        int | None,
-        typer.Option(min=1, help="Trainings at a time.", show_default="one per GPU"),
-    ] = None,
-    cluster: Annotated[str, typer.Option(help="local, slurm, or debug (no processes).")] = "local",
-    partition: Annotated[str | None, typer.Option(help="Slurm: partition.")] = None,
-    gpus: Annotated[int, typer.Option(min=1, help="Slurm: GPUs per job.")] = 1,
-    cpus: Annotated[int, typer.Option(min=1, help="Slurm: cores per job.")] = 8,
-    memory: Annotated[float, typer.Option(min=1, help="Slurm: GB of memory per job.")] = 32,
-    hours: Annotated[
-        float, typer.Option(min=0.1, help="Slurm: time limit; jobs go on in another one.")
-    ] = 24,
-    slurm: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="Slurm: other options of sbatch, account=imaging."),
-    ] = None,
+    what: Given,
+    trainers: Trainers = None,
+    configurations: Configurations = None,
+    folds: Folds = None,
+    seeds: Seeds = None,
+    plans: Plans = None,
+    epochs: Annotated[int | None, Option(min=1, help="Epochs of every arm.")] = None,
+    assignments: Set = None,
+    baseline: Baseline = None,
+    out: Out = None,
+    device: Device = None,
+    jobs: Jobs = None,
+    cluster: Annotated[str, Option(help="local, slurm, or debug (no processes).")] = "local",
+    partition: Annotated[str | None, Option(help="Slurm: partition.")] = None,
+    gpus: Annotated[int, Option(min=1, help="Slurm: GPUs per job.")] = 1,
+    cpus: Annotated[int, Option(min=1, help="Slurm: cores per job.")] = 8,
+    memory: Annotated[float, Option(min=1, help="Slurm: GB of memory per job.")] = 32,
+    hours: Hours = 24,
+    slurm: Slurm = None,
 ) -> None:
     """Train trainers on the same folds and seeds with nnU-Net's own commands, then report.
 
@@ -127,25 +130,19 @@ def run(
     discovery.activate(force=True)
     if cluster not in CLUSTERS:
         raise UserError(f'--cluster is "{cluster}"; it must be one of {", ".join(CLUSTERS)}.')
+    # the machine that submits need not have the GPU that the job gets
+    device = (device or "cuda") if cluster == "slurm" else find_device(device)
     asked = {
         "timeout_min": round(hours * 60),
         "mem_gb": memory,
         "cpus_per_task": cpus,
+        "gpus_per_node": gpus if device == "cuda" else 0,
         "slurm_additional_parameters": _pairs(slurm or []),
         **({"slurm_partition": partition} if partition else {}),
     }
-    # the machine that submits need not have the GPU that the job gets
-    device = (device or "cuda") if cluster == "slurm" else find_device(device)
-    asked["gpus_per_node"] = gpus if device == "cuda" else 0
     execution = Execution(cluster, device, jobs, asked)  # type: ignore[arg-type]  # just checked
-    given = {
-        "configurations": configurations,
-        "folds": folds,
-        "seeds": seeds,
-        "plans": plans,
-        "baseline": baseline,
-        "settings": _settings(epochs, assignments or []),
-    }
+    given = {"configurations": configurations, "folds": folds, "seeds": seeds, "plans": plans}
+    given |= {"baseline": baseline, "settings": _settings(epochs, assignments or [])}
     given = {key: value for key, value in given.items() if value}
     console = Console()
     with resumable():
@@ -171,18 +168,21 @@ def run_shown(wanted: Benchmark, folder: Path, execution: Execution, console: Co
     from nnunet_ext.nnunet.commands import termination_interrupts
     from nnunet_ext.nnunet.datasets import find_dataset
 
-    failed = 0
     parts = spec.one_by_one(wanted)
-    for part in parts:  # one that is missing must not come to light after hours
+    for part in parts:
         find_dataset(part.dataset)
     spec.claim(folder, wanted)
+    failed = 0
     with termination_interrupts(), only_one(folder):
-        for part, layout in zip(parts, layouts(folder), strict=True):
+        each = list(zip(parts, layouts(folder), strict=True))
+        for part, layout in each:  # a mistake must not come to light after hours of training
+            if wanted.datasets:
+                spec.claim(layout.root, part)
+            prepare(layout, lambda step: print_plain(console, step))
+        for part, layout in each:
             if wanted.datasets:
                 print_plain(console, part.dataset, "bold")
-                spec.claim(layout.root, part)
-            prepared = prepare(layout, lambda step: print_plain(console, step))
-            scheduler = Scheduler(layout, prepared, execution)
+            scheduler = Scheduler(layout, execution)
             with progress_shown(console) as show:
                 scheduler.run(show)
             print_plain(console, summary(scheduler), "bold")

@@ -10,12 +10,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 from nnunet_ext._common.console import some
 from nnunet_ext._common.errors import UserError
 from nnunet_ext._common.near import did_you_mean
 from nnunet_ext.nnunet import commands
 from nnunet_ext.nnunet.datasets import RAW, nnunet_folder
+
+if TYPE_CHECKING:
+    from requests import RequestException, Response
 
 LICENCE = "CC BY-SA 4.0"
 REFERENCE = "Antonelli et al., The Medical Segmentation Decathlon, Nature Communications 2022"
@@ -27,13 +31,12 @@ BASE_URL = "https://msd-for-monai.s3-us-west-2.amazonaws.com"
 BASE_URL_VARIABLE = "NNUNET_EXT_DECATHLON_URL"
 """Environment variable that names another mirror."""
 
-MINIMUM_CASES = 5
-"""nnU-Net's five-fold cross-validation needs a case per fold."""
-
 CHUNK = 1 << 16
 """Bytes; what an interruption can lose at most."""
 TIMEOUT = (10, 60)
 """Seconds to wait for a connection and for the next bytes."""
+MINIMUM_CASES = 5
+"""nnU-Net's five-fold cross-validation needs a case per fold."""
 
 NAME = re.compile(r"Task(\d{1,3})_([^_]+)")
 """Name of a task's folder."""
@@ -106,56 +109,50 @@ def terms(name: str) -> str:
 
 
 def fetch_task(name: str, folder: Path, progress: Progress = lambda done, total: None) -> Path:
-    """Download, verify and unpack a Decathlon task unless it is there already.
+    """Download, verify and unpack a Decathlon task into ``folder`` unless it is there already.
 
-    An interrupted download goes on where it stopped. The task folder appears under its
-    name only when it is complete. An archive that the user put into ``folder`` is used
-    and kept, a downloaded one is removed after unpacking.
-
-    Args:
-        name: Name of the task, for example ``Task04_Hippocampus``.
-        folder: Where the archive and the task folder go.
-        progress: Called as the download proceeds.
-
-    Returns:
-        The task folder.
+    An interrupted download goes on where it stopped. The task folder, which is returned,
+    appears only when it is complete. An archive that the user put into ``folder`` is used and
+    kept, a downloaded one is removed after unpacking.
 
     Raises:
         UserError: If the task does not exist, the server cannot be reached, what came has
             the wrong checksum, or the disk is too small.
     """
-    task = find_task(name)
-    target, archive = folder / name, folder / f"{name}.tar"
+    task, target, archive = find_task(name), folder / name, folder / f"{name}.tar"
     if target.is_dir():
         return target
     put_by_hand = archive.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if put_by_hand:
-            found = _md5(archive)
-            if found != task.md5:
-                raise UserError(
-                    f"{archive} is not the archive of {name}: its MD5 is {found}, it should be "
-                    f"{task.md5}. Perhaps it is incomplete. Remove it and run again to download it."
-                )
+            source, cure = str(archive), f"Remove {archive} and run again to download it."
         else:  # it keeps the name of a partial one until it is unpacked
-            archive = _download(task, archive, progress)
+            source, archive = _download(archive, progress)
+            cure = "It has been removed; run again, or name another mirror."
+        digest = _md5(archive)
+        if digest != task.md5:
+            if not put_by_hand:
+                archive.unlink()
+            raise UserError(
+                f"What came from {source} is not the archive of {name}: its MD5 is {digest}, it "
+                f"should be {task.md5}. {cure}"
+            )
         _require_space(folder, archive.stat().st_size)
         unpack(archive, target)
         if not put_by_hand:
             archive.unlink()
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise UserError(
-                f"The disk of {folder} is full. What has been downloaded is kept: make room and "
-                "run again to go on."
-            ) from error
-        raise UserError(f"Cannot fetch into {folder}: {error}.") from error
+        if error.errno != errno.ENOSPC:
+            raise UserError(f"Cannot fetch into {folder}: {error}.") from error
+        raise UserError(
+            f"The disk of {folder} is full. What has been downloaded is kept: make room and run "
+            "again to go on."
+        ) from error
     return target
 
 
 def _require_space(folder: Path, needed: int) -> None:
-    """Refuse to begin where fewer than ``needed`` bytes are free."""
     from rich.filesize import decimal
 
     free = shutil.disk_usage(folder).free
@@ -175,15 +172,19 @@ def _md5(archive: Path) -> str:
     return digest.hexdigest()
 
 
-def _download(task: Task, archive: Path, progress: Progress) -> Path:
-    """Download and verify an archive; return it under the name of a partial one."""
+def _download(archive: Path, progress: Progress) -> tuple[str, Path]:
+    """Download what is missing of an archive; return its address and the partial file."""
     import requests
 
-    base = os.environ.get(BASE_URL_VARIABLE) or BASE_URL
-    url = f"{base.rstrip('/')}/{archive.name}"
+    url = f"{(os.environ.get(BASE_URL_VARIABLE) or BASE_URL).rstrip('/')}/{archive.name}"
     partial = archive.with_name(f"{archive.name}.part")
+    have = partial.stat().st_size if partial.exists() else 0
+    headers = {"Range": f"bytes={have}-"} if have else {}
     try:
-        _resume(url, partial, progress)
+        with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
+            # after what we have there may be nothing; the checksum will tell if it is right
+            if not have or response.status_code != 416:
+                _append(response, partial, have, progress)
     except requests.exceptions.RequestException as error:
         have = partial.stat().st_size if partial.exists() else 0
         so_far = f" {have} bytes are here already." if have else ""
@@ -191,47 +192,31 @@ def _download(task: Task, archive: Path, progress: Progress) -> Path:
             f"Cannot download {url}: {_reason(error)}.{so_far} Run again to go on, name a mirror "
             f"in {BASE_URL_VARIABLE}, or get the file in another way and put it at {archive}."
         ) from error
-    if _md5(partial) != task.md5:
-        partial.unlink()
-        raise UserError(
-            f"What came from {url} is not the archive of {task.name}: its MD5 is not {task.md5}. "
-            "It has been removed. Run again; if that does not help, the server has another file."
-        )
-    return partial
+    return url, partial
 
 
-def _reason(error: Exception) -> str:
-    response = getattr(error, "response", None)
-    if response is not None:
-        return f"the server answers {response.status_code} {response.reason}"
+def _append(response: "Response", partial: Path, have: int, progress: Progress) -> None:
+    response.raise_for_status()
+    done = have if response.status_code == 206 else 0
+    length = response.headers.get("Content-Length")
+    total = done + int(length) if length else None
+    if total is not None:  # the archive holds compressed images: unpacked, it is as large
+        _require_space(partial.parent, total - done + total)
+    with partial.open("ab" if done else "wb") as file:
+        for chunk in response.iter_content(CHUNK):
+            file.write(chunk)
+            done += len(chunk)
+            progress(done, total)
+
+
+def _reason(error: "RequestException") -> str:
+    if error.response is not None:
+        return f"the server answers {error.response.status_code} {error.response.reason}"
     name = type(error).__name__
-    if "Timeout" in name:
-        return "the server does not answer in time"
     if name == "ChunkedEncodingError":
         return "the connection broke off"
-    return "the server cannot be reached (is this machine online?)"
-
-
-def _resume(url: str, partial: Path, progress: Progress) -> None:
-    """Append to a partial file what is missing of it."""
-    import requests
-
-    have = partial.stat().st_size if partial.exists() else 0
-    headers = {"Range": f"bytes={have}-"} if have else {}
-    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
-        if have and response.status_code == 416:
-            return  # there is nothing after what we have; the checksum will tell if it is right
-        response.raise_for_status()
-        done = have if response.status_code == 206 else 0
-        length = response.headers.get("Content-Length")
-        total = done + int(length) if length else None
-        if total is not None:  # the archive holds compressed images: unpacked, it is as large
-            _require_space(partial.parent, total - done + total)
-        with partial.open("ab" if done else "wb") as file:
-            for chunk in response.iter_content(CHUNK):
-                file.write(chunk)
-                done += len(chunk)
-                progress(done, total)
+    unreachable = "the server cannot be reached (is this machine online?)"
+    return "the server does not answer in time" if "Timeout" in name else unreachable
 
 
 def unpack(archive: Path, target: Path) -> None:
@@ -260,12 +245,11 @@ def unpack(archive: Path, target: Path) -> None:
 def _wanted_members(tar: tarfile.TarFile, archive: Path) -> Iterator[tarfile.TarInfo]:
     for member in tar:
         path = PurePosixPath(member.name)
-        if path.name.startswith("._") or path.name == ".DS_Store":
-            continue
         outside = path.is_absolute() or ".." in path.parts or "\\" in member.name
         if outside or not (member.isfile() or member.isdir()):
             raise UserError(f"{archive} holds {member.name!r}, which is not safe to unpack.")
-        yield member
+        if not path.name.startswith("._") and path.name != ".DS_Store":
+            yield member
 
 
 def dataset_name(task: str) -> str:
@@ -274,10 +258,7 @@ def dataset_name(task: str) -> str:
 
 
 def check_task_folder(folder: Path) -> Path:
-    """Check that nnU-Net can convert and train on a folder of the Decathlon's layout.
-
-    Returns:
-        The folder, with its whole path.
+    """Check that nnU-Net can convert a folder of the Decathlon's layout; return its whole path.
 
     Raises:
         UserError: If it cannot; says everything that is missing.
@@ -285,25 +266,19 @@ def check_task_folder(folder: Path) -> Path:
     folder = folder.expanduser().resolve()
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder.")
-    problems = [
-        f"{name} is missing"
-        for name in ("dataset.json", "imagesTr", "labelsTr", "imagesTs")
-        if not (folder / name).exists()
-    ]
+    needed = ("dataset.json", "imagesTr", "labelsTr", "imagesTs")
+    problems = [f"{name} is missing" for name in needed if not (folder / name).exists()]
     if not NAME.fullmatch(folder.name):
         problems.insert(0, "the folder must be named like Task04_Hippocampus")
     # by the same rule as nnU-Net's converter
     images, labels = (
-        {path.name for path in (folder / part).glob("[!._]*.nii.gz")}
-        for part in ("imagesTr", "labelsTr")
+        {path.name for path in (folder / part).glob("[!._]*.nii.gz")} for part in needed[1:3]
     )
     if images - labels:
         problems.append(f"labelsTr lacks {some(sorted(images - labels))}")
     if len(images) < MINIMUM_CASES:
-        problems.append(
-            f"imagesTr holds {len(images)} images (.nii.gz), nnU-Net's five folds need at least "
-            f"{MINIMUM_CASES}"
-        )
+        least = f"nnU-Net's five folds need at least {MINIMUM_CASES}"
+        problems.append(f"imagesTr holds {len(images)} images (.nii.gz), {least}")
     if problems:
         listed = "".join(f"\n  - {problem}" for problem in problems)
         inner = next(folder.glob("Task*/dataset.json"), None)
@@ -328,6 +303,7 @@ def convert(folder: Path) -> str:
             command += ["-np", str(commands.workers())]
             commands.run_command(command, raw / f"{name}_conversion.log", {RAW: partial})
             if (folder / "labelsTs").is_dir():
-                shutil.copytree(folder / "labelsTs", Path(partial, name, "labelsTs"))
+                hidden = shutil.ignore_patterns(".*")
+                shutil.copytree(folder / "labelsTs", Path(partial, name, "labelsTs"), ignore=hidden)
             os.replace(Path(partial, name), raw / name)
     return name

@@ -14,7 +14,6 @@ from nnunet_ext._common.errors import UserError
 from nnunet_ext.benchmark import schedule
 from nnunet_ext.benchmark.arms import Training
 from nnunet_ext.benchmark.layout import Cell, Layout, State
-from nnunet_ext.benchmark.prepare import read_prepared
 from nnunet_ext.benchmark.schedule import Execution, RunCell, Scheduler, make_executor, only_one
 
 MakeLayout = Callable[..., Layout]
@@ -59,7 +58,7 @@ def schedule_all(
     executor = InProcess(layout, **how)
     monkeypatch.setattr(schedule, "make_executor", lambda *_: executor)
     monkeypatch.setattr(schedule.cells, "is_complete", lambda *_: True)
-    scheduler = Scheduler(layout, read_prepared(layout), Execution(device="cpu"))
+    scheduler = Scheduler(layout, Execution(device="cpu"))
     scheduler.run(show)
     return executor, scheduler
 
@@ -143,7 +142,7 @@ def test_time_left_is_estimated_from_cells_alike(
             layout.save(cell, State("done", seconds=seconds[cell.arm]))
     half = Cell("stock", "tiny_base", 1, 0)
     layout.save(half, State("missing", epoch=1, epochs=2))
-    scheduler = Scheduler(layout, read_prepared(layout), Execution(device="cpu"))
+    scheduler = Scheduler(layout, Execution(device="cpu"))
     assert scheduler.seconds_left() == pytest.approx(5 + 10 + 2 * 30 + 2 * 2)
 
 
@@ -163,7 +162,7 @@ def test_submitit_runs_cells_and_their_failures_are_written_down(
     layout = make_layout(
         {"stock": Training("Nonsense", problem="There is no Nonsense.")}, arms=arms
     )
-    shown = Scheduler(layout, read_prepared(layout), Execution(cluster, "cpu"))
+    shown = Scheduler(layout, Execution(cluster, "cpu"))
     shown.run(lambda scheduler: None)
     (cell,) = shown.with_status("failed")
     assert layout.state(cell).reason == "There is no Nonsense."

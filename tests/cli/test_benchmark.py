@@ -25,7 +25,7 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     seen: dict[str, Any] = {}
 
     class Scheduler:
-        def __init__(self, layout: Any, prepared: Any, execution: Execution) -> None:
+        def __init__(self, layout: Any, execution: Execution) -> None:
             seen.update(layout=layout, execution=execution)
             seen.setdefault("layouts", []).append(layout)
 
