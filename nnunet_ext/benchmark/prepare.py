@@ -57,27 +57,16 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the cells need to know.
+    """What the cells need to know."""
 
-    Attributes:
-        trainings: Arm -> who trains it.
-        folds: Fold -> its held-out cases.
-        images: Case -> image files, one per channel, held-out cases only.
-        file_ending: Of images and labels.
-        test_images: Folder of the test set, or nothing.
-        test_labels: Folder of its labels, or nothing.
-        noisy: Cases whose training labels were corrupted.
-        domains: Fold -> domains of its training cases.
-    """
-
-    trainings: dict[str, Training]
-    folds: dict[int, list[str]]
-    images: dict[str, list[str]]
-    file_ending: str
-    test_images: str | None
-    test_labels: str | None
-    noisy: list[str]
-    domains: dict[int, list[str]] = field(default_factory=dict)
+    trainings: dict[str, Training]  # arm -> who trains it
+    folds: dict[int, list[str]]  # fold -> its held-out cases
+    images: dict[str, list[str]]  # case -> image files, one per channel, held-out cases only
+    file_ending: str  # of images and labels
+    test_images: str | None  # folder of the test set, or nothing
+    test_labels: str | None  # folder of its labels, or nothing
+    noisy: list[str]  # cases whose training labels were corrupted
+    domains: dict[int, list[str]] = field(default_factory=dict)  # fold -> those it trains on
 
 
 def read_prepared(layout: Layout) -> Prepared:

@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Option
 
 from nnunet_ext._common.errors import UserError
+from nnunet_ext.cli.benchmark import Device
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from nnunet_ext.benchmark.results import Results
+    from nnunet_ext.benchmark.spec import Benchmark
 
 SETTINGS = {
-    "num_val_iterations_per_epoch": 5,
     "save_every": 1,
     "optimizer": "adam",
     "initial_lr": 2e-3,  # the few steps that fit into minutes need more than Adam's usual 1e-3
@@ -27,27 +29,24 @@ CASES = 24
 TEST_SHARE = 4
 """One test case per so many training cases."""
 
+Out = Annotated[Path, Option(help="Working folder; an interrupted demo goes on from there.")]
+Data = Annotated[Path | None, Option(help="Folder of a Decathlon task, instead of synthetic data.")]
+Task = Annotated[str | None, Option(help="Decathlon task to download, such as Task04_Hippocampus.")]
+Cases = Annotated[
+    int | None, Option(min=5, help="Synthetic training cases.", show_default=str(CASES))
+]
+
 
 def demo(
-    out: Annotated[
-        Path, typer.Option(help="Working folder; an interrupted demo goes on from there.")
-    ] = Path("nnunet_ext_demo"),
-    data: Annotated[
-        Path | None, typer.Option(help="Folder of a Decathlon task, instead of synthetic data.")
-    ] = None,
-    task: Annotated[
-        str | None, typer.Option(help="Decathlon task to download, such as Task04_Hippocampus.")
-    ] = None,
-    trainer: Annotated[str, typer.Option(help="Who trains.")] = "CateNormTrainer",
-    epochs: Annotated[int, typer.Option(min=1, help="Epochs of training.")] = 15,
-    iterations: Annotated[int, typer.Option(min=1, help="Batches per epoch.")] = 20,
-    cases: Annotated[
-        int | None, typer.Option(min=5, help="Synthetic training cases.", show_default=str(CASES))
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the synthetic data.")] = 0,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda or mps; default is the best there is.")
-    ] = None,
+    out: Out = Path("nnunet_ext_demo"),
+    data: Data = None,
+    task: Task = None,
+    trainer: Annotated[str, Option(help="Who trains.")] = "CateNormTrainer",
+    epochs: Annotated[int, Option(min=1, help="Epochs of training.")] = 15,
+    iterations: Annotated[int, Option(min=1, help="Batches per epoch.")] = 20,
+    cases: Cases = None,
+    seed: Annotated[int, Option(min=0, help="Seed of the synthetic data.")] = 0,
+    device: Device = None,
 ) -> None:
     """Show the whole way on a small task: data, plan, training, prediction, scores, picture.
 
@@ -66,41 +65,29 @@ def demo(
 
     from nnunet_ext._common.console import print_plain, resumable
     from nnunet_ext.benchmark import spec, synthetic
-    from nnunet_ext.benchmark.arms import find_training
     from nnunet_ext.benchmark.collect import collect
     from nnunet_ext.benchmark.layout import Layout
     from nnunet_ext.benchmark.schedule import Execution
     from nnunet_ext.cli.benchmark import find_device, run_shown
     from nnunet_ext.cli.fetch import fetch_shown
-    from nnunet_ext.nnunet import decathlon, discovery
-    from nnunet_ext.nnunet.datasets import PREPROCESSED, RAW
+    from nnunet_ext.nnunet import decathlon
+    from nnunet_ext.nnunet.datasets import PREPROCESSED, RAW, RESULTS
 
     if data is not None and task is not None:
         raise UserError("--data and --task exclude each other: both say which task to use.")
     if cases is not None and (data is not None or task is not None):
         raise UserError("--cases is for synthetic data; a Decathlon task is used as it is.")
-    discovery.activate(force=True)
     data = None if data is None else decathlon.check_task_folder(data)
     source = data.name if data else decathlon.find_task(task).name if task else None
-    settings = {"num_epochs": epochs, "num_iterations_per_epoch": iterations, **SETTINGS}
-    content = {
-        "dataset": decathlon.dataset_name(source) if source else synthetic.DATASET,
-        "arms": {trainer: {"trainer": trainer}},
-        "plans": "CompactPlans",
-        "folds": [0],
-        "settings": settings,
-    }
-    benchmark = spec.from_content(content, "The command line")
-    problem = find_training(benchmark, trainer).problem
-    if problem:
-        raise UserError(problem)
+    dataset = decathlon.dataset_name(source) if source else synthetic.DATASET
+    benchmark = _benchmark(dataset, trainer, epochs, iterations)
     execution = Execution("local", find_device(device), jobs=1)
     console, layout = Console(), Layout(out)
-    folders = {name: layout.root / "data" / name for name in (RAW, PREPROCESSED)}
-    os.environ.update({name: str(folder) for name, folder in folders.items()})
     spec.claim(layout.root, benchmark)
-    for folder in folders.values():
+    folders = {name: layout.root / "data" / name for name in (RAW, PREPROCESSED)}
+    for name, folder in folders.items():
         folder.mkdir(parents=True, exist_ok=True)
+        os.environ[name] = str(folder)
     with resumable():
         if data or source:
             decathlon.convert(data or fetch_shown(console, str(source), layout.root / "data"))
@@ -112,12 +99,39 @@ def demo(
             raise typer.Exit(1)
         _publish(collect(layout), layout.root, console)
     print_plain(console, "nnU-Net's commands go on from here with:")
-    for name, folder in (
-        (RAW, folders[RAW]),
-        (PREPROCESSED, layout.preprocessed),
-        ("nnUNet_results", layout.results),
-    ):
+    folders |= {PREPROCESSED: layout.preprocessed, RESULTS: layout.results}
+    for name, folder in folders.items():
         print_plain(console, f"  export {name}={shlex.quote(str(folder))}")
+
+
+def _benchmark(dataset: str, trainer: str, epochs: int, iterations: int) -> Benchmark:
+    """The benchmark that a demo is.
+
+    Raises:
+        UserError: If there is no such trainer, or it cannot be told how long to train.
+    """
+    from nnunet_ext.benchmark import spec
+    from nnunet_ext.benchmark.arms import find_training
+    from nnunet_ext.nnunet import discovery
+
+    length = {
+        "num_epochs": epochs,
+        "num_iterations_per_epoch": iterations,
+        "num_val_iterations_per_epoch": min(5, iterations),
+    }
+    content = {
+        "dataset": dataset,
+        "arms": {trainer: {"trainer": trainer}},
+        "plans": "CompactPlans",
+        "folds": [0],
+        "settings": length | SETTINGS,
+    }
+    benchmark = spec.from_content(content, "The command line")
+    discovery.activate(force=True)
+    problem = find_training(benchmark, trainer).problem
+    if problem:
+        raise UserError(problem)
+    return benchmark
 
 
 def _publish(results: Results, folder: Path, console: Any) -> None:
