@@ -1,6 +1,7 @@
 """Runs the cells of a benchmark through submitit: here, on several GPUs, or on a Slurm cluster."""
 
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -208,7 +209,13 @@ class Scheduler:
     def _start(self, cell: Cell) -> None:
         gpu = self._taken[cell] = self._free.pop(0)
         call = RunCell(self.layout.root, cell.name, self.execution.device, gpu)
-        self.jobs[cell] = make_executor(self.layout, self.execution, cell.name).submit(call)
+        executor = make_executor(self.layout, self.execution, cell.name)
+        # Ctrl-C at the terminal is for this process alone, which then ends its jobs in order
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            self.jobs[cell] = executor.submit(call)
+        finally:
+            signal.signal(signal.SIGINT, before)
         self._tried.add(cell)
 
     def _look_at(self, cell: Cell) -> None:
@@ -244,9 +251,9 @@ class Scheduler:
     def _cancel(self) -> None:
         if self.execution.cluster != "local":
             return  # a cluster's jobs go on
-        jobs = [job for job in self.jobs.values() if job is not None]
-        for job in jobs:
-            job.cancel()
+        jobs = [job for job in self.jobs.values() if job is not None and not job.done()]
+        for job in jobs:  # submitit's own cancel() would leave a cell only a second
+            os.kill(int(job.job_id), signal.SIGTERM)
         deadline = time.monotonic() + CANCEL_SECONDS
         while not all(job.done() for job in jobs) and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS / 10)

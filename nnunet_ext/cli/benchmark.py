@@ -141,8 +141,9 @@ def run(
         **({"slurm_partition": partition} if partition else {}),
     }
     execution = Execution(cluster, device, jobs, asked)  # type: ignore[arg-type]  # just checked
-    given = {"configurations": configurations, "folds": folds, "seeds": seeds, "plans": plans}
-    given |= {"baseline": baseline, "settings": _settings(epochs, assignments or [])}
+    given: dict[str, Any] = {"configurations": configurations, "folds": folds, "seeds": seeds}
+    given |= {"plans": plans, "baseline": baseline}
+    given["settings"] = _settings(epochs, assignments or [])
     given = {key: value for key, value in given.items() if value}
     console = Console()
     with resumable():
