@@ -1,5 +1,6 @@
 """The registry: complete, true, and unharmed by what other packages do."""
 
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -46,6 +47,7 @@ def test_every_planner_is_where_its_entry_says_and_names_its_plans(name: str) ->
     entry, planner = PLANNERS[name], getattr(planners, name)
     assert (planner.__module__, planner.__name__) == (entry.module, name)
     assert planner.default_plans_name == entry.plans
+    assert pickle.loads(pickle.dumps(planner)) is planner
     assert entry.purpose
     assert entry.cost
 

@@ -75,9 +75,8 @@ def _owner(kind: Kind, name: str) -> Literal["ours", "others"] | None:
         ):
             return "ours"
         others = registry.others(kind)
-        return (
-            "others" if name in others or (base in others and not occurs_in_nnunet(base)) else None
-        )
+        theirs = name in others or (base in others and not occurs_in_nnunet(base))
+        return "others" if theirs else None
     except Exception:  # a broken package of ours must not stop nnU-Net from finding its classes
         return None
 
