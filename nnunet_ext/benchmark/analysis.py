@@ -170,9 +170,9 @@ class Analysis:
         yield "all", "", scores
         if evaluation not in (CLEAN, TEST):
             return
-        unseen = scores["seen"].map({UNSEEN: f" ({UNSEEN})"}).fillna("")
+        unseen = scores["seen"].map(lambda seen: f" ({UNSEEN})" * (seen == UNSEEN))
         names = self.results.label_names()
-        label = scores["label"].map(names).fillna(scores["label"])
+        label = scores["label"].map(lambda key: names.get(key, key))
         scores = scores.assign(domain=scores["domain"] + unseen, label=label)
         columns = {
             "label": list(dict.fromkeys([*names.values(), *scores["label"]])),

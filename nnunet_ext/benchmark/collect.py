@@ -116,7 +116,8 @@ def collect(layout: Layout, baseline: str | None = None) -> Results:
     dataset_json = read_json(layout.dataset / "dataset.json")
     problems: list[str] = []
     parts: dict[str, list[pd.DataFrame]] = {"scores": [], "curves": [], "cells": []}
-    commands, found = {}, {}
+    commands: dict[str, list[str]] = {}
+    found: dict[str, Any] = {}
     for cell in layout.cells(test=prepared.test_images is not None):
         keys = {**asdict(cell), "fold": ALL_FOLDS if cell.fold is None else str(cell.fold)}
         state = layout.state(cell)
@@ -140,8 +141,8 @@ def collect(layout: Layout, baseline: str | None = None) -> Results:
             except UserError as error:
                 problems.append(str(error))
     frames = {
-        name: pd.concat([pd.DataFrame(columns=list(COLUMNS[name])), *found], ignore_index=True)
-        for name, found in parts.items()
+        name: pd.concat([pd.DataFrame(columns=list(COLUMNS[name])), *tables], ignore_index=True)
+        for name, tables in parts.items()
     }
     return Results(
         title=benchmark.dataset,
@@ -191,7 +192,7 @@ def _scores(
     if cell.fold is not None:
         source = layout.degraded / evaluation / f"fold_{cell.fold}"
     clean = {case: files[0] for case, files in prepared.images.items()}
-    domains = table["case"].map(dataset_json.get("domains", {})).fillna("")
+    domains = table["case"].map(lambda case: dataset_json.get("domains", {}).get(case, ""))
     trained = None if cell.fold is None else prepared.domains.get(cell.fold)
     known = bool(trained) & (domains != "")
     return table.assign(
@@ -200,7 +201,7 @@ def _scores(
         seen=domains.isin(trained or ()).map({True: SEEN, False: UNSEEN}).where(known, ""),
         subject=table["case"].map(layout.benchmark.subject_of),
         summary=str((folder / "summary.json").relative_to(layout.root)),
-        image=table["case"].map(clean).fillna("")
+        image=table["case"].map(lambda case: clean.get(case, ""))
         if evaluation == CLEAN
         else f"{source}/" + table["case"] + f"_0000{prepared.file_ending}",
     )

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from itertools import cycle
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -126,8 +127,10 @@ def strips(values: pd.DataFrame, styles: Styles, label: str) -> str:
     with _figure(2.3 * len(arms)) as (figure, axes):
         for i, arm in enumerate(arms):
             colour, dots = styles[arm].colour, wide[arm].to_numpy(float)
-            look = {"color": colour, "alpha": 0.65, "markersize": 3.2, "markeredgewidth": 0}
-            axes.plot(dots, i + jitter, "o", **look, rasterized=wide.size > MOST_DOTS)
+            look: dict[str, Any] = {"color": colour, "alpha": 0.65, "markersize": 3.2}
+            axes.plot(
+                dots, i + jitter, "o", **look, markeredgewidth=0, rasterized=wide.size > MOST_DOTS
+            )
             box = {"color": colour, "linewidth": 0.8}
             axes.boxplot(
                 dots[~np.isnan(dots)],
@@ -171,7 +174,7 @@ def curves(epochs: pd.DataFrame, styles: Styles, column: str, label: str) -> str
     with _figure(7.5, styles, arms, curve=True) as (figure, axes):
         for arm in arms:
             look, several = styles[arm], groups.loc[arm]
-            thin = {"color": look.colour, "linewidth": 0.5, "alpha": 0.4}
+            thin: dict[str, Any] = {"color": look.colour, "linewidth": 0.5, "alpha": 0.4}
             for training in several.to_numpy(float) if len(several) > 1 else ():
                 axes.plot(several.columns, training, look.dash, **thin)
             # where some trainings have ended, the mean would jump

@@ -14,9 +14,9 @@ from nnunet_ext.benchmark.results import Results
 from tests.benchmark.synthetic_results import ARMS, make_results, without
 
 
-def written(folder: Path, **options: object) -> Results:
+def written(folder: Path) -> Results:
     """Results whose record lies in the folder."""
-    results = make_results(folder, images=False, domains=("A", "NA"), cases=6, **options)  # type: ignore[arg-type]
+    results = make_results(folder, images=False, domains=("A", "NA"), cases=6)
     results = without(results, arm=ARMS[1], seed=1)
     results.scores.loc[:2, "dice"] = float("nan")
     records.write(results, folder)
@@ -50,8 +50,12 @@ def test_a_page_is_made_again_from_its_record(tmp_path: Path, several: bool) -> 
 
 def test_a_record_of_scores_alone_is_enough(tmp_path: Path) -> None:
     before = written(tmp_path)
-    benchmark = {"dataset": "Dataset999_Synthetic", "arms": {arm: {} for arm in ARMS}}
-    benchmark |= {"baseline": ARMS[1], "margin": 0.01}
+    benchmark = {
+        "dataset": "Dataset999_Synthetic",
+        "arms": {arm: {} for arm in ARMS},
+        "baseline": ARMS[1],
+        "margin": 0.01,
+    }
     (tmp_path / records.BENCHMARK).write_text(json.dumps(benchmark))
     for name in ("runs.csv", "curves.csv", records.ENVIRONMENT, records.RECORD):
         (tmp_path / name).unlink()
