@@ -7,7 +7,8 @@ from typing import Any
 from nnunet_ext import trainers
 from nnunet_ext._common.errors import UserError
 from nnunet_ext.benchmark.spec import Benchmark
-from nnunet_ext.settings import METHODS, PLANS_KEY, read_method_settings
+from nnunet_ext.registry import METHODS
+from nnunet_ext.settings import PLANS_KEY, read_method_settings
 
 STOCK = "nnUNetTrainer"
 STOCK_EPOCHS = 1000

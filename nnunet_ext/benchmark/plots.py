@@ -23,8 +23,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-ARM_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-"""Okabe and Ito's, without the yellow that is too pale for lines on white."""
+from nnunet_ext._common.pictures import LINE_COLOURS
+
 BASELINE_COLOUR = "#4d4d4d"
 DASHES = ("-", "--", ":")
 MARKERS = ("o", "s", "^")
@@ -77,7 +77,7 @@ def arm_styles(arms: Sequence[str], baseline: str) -> Styles:
     looks = cycle(
         ArmStyle(colour, dash, marker)
         for dash, marker in zip(DASHES, MARKERS, strict=True)
-        for colour in ARM_COLOURS
+        for colour in LINE_COLOURS
     )
     others = dict(zip((arm for arm in arms if arm != baseline), looks, strict=False))
     return {arm: others.get(arm, ArmStyle(BASELINE_COLOUR, "-", "D")) for arm in arms}

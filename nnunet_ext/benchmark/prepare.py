@@ -34,6 +34,7 @@ from nnunet_ext.nnunet.datasets import (
     number_of,
     training_cases,
 )
+from nnunet_ext.registry import PLANNERS
 from nnunet_ext.settings import PLANS_KEY
 
 STOCK_PLANNERS = {
@@ -224,10 +225,7 @@ def planner_of(plans_name: str) -> str:
     Raises:
         UserError: If it is none of ours or nnU-Net's.
     """
-    from nnunet_ext import planners
-
-    ours = {getattr(planners, name).default_plans_name: name for name in planners.MODULES}
-    known = STOCK_PLANNERS | ours
+    known = STOCK_PLANNERS | {planner.plans: name for name, planner in PLANNERS.items()}
     if plans_name not in known:
         raise UserError(
             f'There are no plans "{plans_name}" yet, and no planner is known to make them.'

@@ -10,6 +10,7 @@ from nnunet_ext import trainers
 from nnunet_ext._common.errors import UserError
 from nnunet_ext._common.near import did_you_mean
 from nnunet_ext.nnunet.lookup import USER_FOLDERS
+from nnunet_ext.registry import TRAINERS
 
 STOCK_EPOCHS = 1000
 """Epochs of nnU-Net's trainers whose name does not tell."""
@@ -51,7 +52,7 @@ def choose_trainer(name: str, epochs: int | None, default_epochs: int) -> Traine
             "Leave one of them out."
         )
     base = length["base"] if length else name
-    if base in trainers.MODULES or (trainers.TWIN.fullmatch(base) and hasattr(trainers, base)):
+    if base in TRAINERS or (trainers.TWIN.fullmatch(base) and hasattr(trainers, base)):
         chosen = int(length["epochs"]) if length else epochs or default_epochs
         return TrainerChoice(name, chosen, reads_settings=True)
     return _choose_foreign(name, length, epochs)
@@ -61,7 +62,7 @@ def _choose_foreign(name: str, length: re.Match[str] | None, epochs: int | None)
     known = foreign_trainers()
     if name not in known:
         raise UserError(
-            f"There is no trainer {name}.{did_you_mean(name, [*trainers.MODULES, *known])} "
+            f"There is no trainer {name}.{did_you_mean(name, [*TRAINERS, *known])} "
             "`nnunet-ext list` shows ours."
         )
     if length:

@@ -24,7 +24,10 @@ from nnunet_ext.nnunet import decathlon
 from nnunet_ext.cli import main
 decathlon.CHUNK = 1024
 decathlon.TASKS[{NAME!r}] = replace(decathlon.TASKS[{NAME!r}], md5=sys.argv.pop(1))
-sys.exit(main())
+try:
+    sys.exit(main())
+finally:
+    assert not {{"torch", "pandas", "nnunetv2"}} & sys.modules.keys()
 """
 """The command, but a chunk is small and the task has another checksum than the real one."""
 

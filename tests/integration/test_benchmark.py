@@ -42,7 +42,7 @@ SECONDS = 120
 
 def start(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "nnunet_ext.cli", "benchmark", *arguments],
+        [sys.executable, "-m", "nnunet_ext", "benchmark", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -12,7 +12,7 @@ import pytest
 def demo(out: Path, *options: str) -> "subprocess.CompletedProcess[str]":
     tiny = ("--cases", "5", "--epochs", "1", "--iterations", "2", "--device", "cpu")
     return subprocess.run(
-        [sys.executable, "-m", "nnunet_ext.cli", "demo", "--out", str(out), *tiny, *options],
+        [sys.executable, "-m", "nnunet_ext", "demo", "--out", str(out), *tiny, *options],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
