@@ -1,8 +1,10 @@
 """Small things that everything printed here shares."""
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
+import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -55,3 +57,13 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60}:{whole % 60:02d} min"
     return f"{whole // 3600}:{whole % 3600 // 60:02d} h"
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Make Ctrl-C end the command with a line on how to go on, and a shell's exit code for it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("\nInterrupted. Run the same command again to go on from here.", err=True)
+        raise typer.Exit(130) from None
