@@ -382,8 +382,8 @@ class CateNormUNet(nn.Module):
                 raise ValueError('mode="second" needs a prior.')
             return self._second_pass(x, prior)
         first: Logits = self.decoder(self.encoder(x))
-        plain = self.predict == "first" or not self.active
-        if mode == "first" or (mode == "auto" and plain):
+        # in this order, because a compiled network depends on all attributes that it looks at
+        if mode == "first" or (mode == "auto" and (self.predict == "first" or not self.active)):
             return first
         second = self._second_pass(x, self.prior_from(first))
         return (first, second) if mode == "both" else second

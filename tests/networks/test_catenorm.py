@@ -9,6 +9,7 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet, Resi
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
 from nnunet_ext._common.errors import UserError
 from nnunet_ext.networks import CateNorm, CateNormUNet
@@ -359,6 +360,18 @@ class TestNetwork:
         compiled = torch.compile(network, backend="eager", fullgraph=True)
         x = images(dim)
         torch.testing.assert_close(compiled(x, mode=mode), network(x, mode=mode))
+
+    def test_a_compiled_first_pass_does_not_mind_that_the_second_is_activated(
+        self, residual: bool
+    ) -> None:
+        network = CateNormUNet(make_unet(2, "instance", residual), CLASSES)
+        counter = CompileCounter()
+        torch._dynamo.reset()
+        compiled = torch.compile(network, backend=counter)
+        compiled(images(2), mode="first")
+        network.activate()
+        compiled(images(2), mode="first")
+        assert counter.frame_count == 1
 
     def test_half_precision_features_meet_the_float32_prior(self, residual: bool) -> None:
         network = CateNormUNet(make_unet(3, "instance", residual), CLASSES)

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from nnunet_ext._common.errors import UserError
 from nnunet_ext.networks import ConDSegNet
 from nnunet_ext.networks.condseg.network import EncoderFirstUNet
+from nnunet_ext.settings.condseg import ConDSegSettings
 from nnunet_ext.trainers import ConDSegTrainer, condseg
 from nnunet_ext.trainers.topk_sigma import TopKSigmaMixin
 from tests import tiny
@@ -84,8 +85,8 @@ class TestPhases:
     def test_defaults_train_in_two_phases(self, make_world: MakeWorld) -> None:
         """Defect 4 of the authors' code: run as it is, it skips the first phase."""
         trainer = make_world(dim=2).trainer("ConDSegTrainer", {"num_epochs": 10})
-        assert trainer.first_phase_epochs == 2
-        assert trainer.condseg.encoder_lr_factor == 0.1
+        assert trainer.start_of("whole network") == 2
+        assert trainer.settings.of(ConDSegSettings).encoder_lr_factor == 0.1
 
     def test_statistics_of_the_first_phase_are_kept(self, make_world: MakeWorld) -> None:
         """Defect 3 of the authors' code: it loses those of batch normalisation."""

@@ -513,9 +513,10 @@ def _gradients(
     trainer.local_rank = rank
     trainer.network = unet
     trainer.auxiliary = nn.ModuleDict({"restoration": decoder})
+    trainer.auxiliary_optimizers = {}
     if rank is not None:
         trainer.network = tiny.OnCpu(unet, [rank])  # nnU-Net's wrapper
-        trainer._wrap_for_ddp()
+        trainer._share_auxiliary()
     trainer.runs_batches_apart = apart
     trainer._restoration, trainer._errors = RestorationLoss(), torch.zeros(2, 2)
     outputs, features = zip(

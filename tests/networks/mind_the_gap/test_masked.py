@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
 from nnunet_ext._common.errors import UserError
 from nnunet_ext.losses.mind_the_gap import alignment_losses, critic_loss
@@ -117,12 +118,26 @@ def test_images_without_a_domain_are_target_unless_told_otherwise() -> None:
     images = PLAIN.images(batch_size=1)
     target, plain = network(images, torch.tensor([TARGET])), unmasked(network, images)
     torch.testing.assert_close(network(images), target)
-    network.inference_domain = SOURCE
+    network.inference_domain.fill_(SOURCE)
     assert torch.equal(network(images), plain)
     trained_only = masked(mask_at_inference=False)
     trained_only.load_state_dict(network.state_dict())
     assert torch.equal(trained_only(images), plain)
     torch.testing.assert_close(trained_only(images, torch.tensor([TARGET])), target)
+
+
+def test_a_compiled_network_heeds_another_domain_of_inference_and_stays_as_it_is() -> None:
+    network = masked()
+    exaggerate(network)
+    images = PLAIN.images(batch_size=1)
+    expected = network(images), unmasked(network, images)
+    counter = CompileCounter()
+    torch._dynamo.reset()
+    compiled: Any = torch.compile(network, backend=counter)
+    for domain, logits in zip((TARGET, SOURCE), expected, strict=True):
+        network.inference_domain.fill_(domain)
+        torch.testing.assert_close(compiled(images), logits)
+    assert counter.frame_count == 1
 
 
 @pytest.mark.parametrize(
