@@ -55,7 +55,7 @@ def four_images(trainer: Any, pair: tuple[str, str], ratio: float) -> tuple[list
     settings = trainer.settings.of(RAMDSIRSettings)
     (source, labels), (partner, _) = (models.patch_of(trainer, case) for case in pair)
     mixed = amplitude_mixup(
-        source[None], partner[None], ratio, settings.band, slicewise=trainer.slicewise
+        source[None], partner[None], ratio, settings.band, slicewise=trainer.has_thick_slices
     )
     network: Any = unwrap(trainer.network)
     decoder: Any = unwrap(trainer.auxiliary[RESTORATION])

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from nnunet_ext.networks import CateNormUNet
 from nnunet_ext.settings.catenorm import CateNormSettings
 from nnunet_ext.trainers.base import ExtensionTrainer
-from nnunet_ext.trainers.configured import MethodSettings
+from nnunet_ext.trainers.configured import SettingsByMethod
 from nnunet_ext.trainers.distributed import gather, unwrap
 from nnunet_ext.trainers.optimisation import Losses
 from nnunet_ext.trainers.phases import Phase
@@ -47,7 +47,7 @@ class CateNormTrainer(ExtensionTrainer):
 
     @classmethod
     def adapt_configuration(
-        cls, configuration: ConfigurationManager, settings: MethodSettings
+        cls, configuration: ConfigurationManager, settings: SettingsByMethod
     ) -> ConfigurationManager:
         """Exchange the normalisation of the planned network, if asked for."""
         return _with_norm(configuration, settings.of(CateNormSettings).norm)
@@ -56,7 +56,7 @@ class CateNormTrainer(ExtensionTrainer):
     def wrap_network(
         cls,
         unet: nn.Module,
-        settings: MethodSettings,
+        settings: SettingsByMethod,
         configuration: ConfigurationManager,
         num_output_channels: int,
     ) -> nn.Module:
@@ -68,7 +68,6 @@ class CateNormTrainer(ExtensionTrainer):
             encoder_stages=chosen.encoder_stages,
             decoder_stages=chosen.decoder_stages,
             reduction=chosen.reduction,
-            follow_stage_kernel=chosen.follow_stage_kernel,
             recompute=chosen.recompute,
             predict=chosen.predict,
         )

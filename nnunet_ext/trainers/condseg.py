@@ -20,7 +20,7 @@ from nnunet_ext.networks import ConDSegNet
 from nnunet_ext.networks.condseg.network import EncoderFirstUNet
 from nnunet_ext.settings.condseg import ConDSegSettings
 from nnunet_ext.trainers.base import ExtensionTrainer
-from nnunet_ext.trainers.configured import MethodSettings
+from nnunet_ext.trainers.configured import SettingsByMethod
 from nnunet_ext.trainers.distributed import gather, unwrap
 from nnunet_ext.trainers.optimisation import LR_FACTOR, Losses, Update, give_own_rate
 from nnunet_ext.trainers.phases import Phase
@@ -54,7 +54,7 @@ class ConDSegTrainer(ExtensionTrainer):
     def wrap_network(
         cls,
         unet: nn.Module,
-        settings: MethodSettings,
+        settings: SettingsByMethod,
         configuration: ConfigurationManager,
         num_output_channels: int,
     ) -> nn.Module:
@@ -67,9 +67,7 @@ class ConDSegTrainer(ExtensionTrainer):
             num_output_channels,
             configuration.patch_size,
             width=chosen.width,
-            heads=chosen.heads,
             attention_budget=chosen.attention_budget,
-            full_resolution_skip=chosen.full_resolution_skip,
             recompute=chosen.recompute,
         )
 
@@ -77,11 +75,7 @@ class ConDSegTrainer(ExtensionTrainer):
         """Go without deep supervision, which the method lacks."""
         super().apply_training_settings()
         # now, because targets, loss and data loaders are made for it
-        self.enable_deep_supervision = self._chosen.decoder == "plan"
-
-    @property
-    def _chosen(self) -> ConDSegSettings:
-        return self.settings.of(ConDSegSettings)
+        self.enable_deep_supervision = self.settings.of(ConDSegSettings).decoder == "plan"
 
     @property
     def _unet(self) -> EncoderFirstUNet:
@@ -96,7 +90,7 @@ class ConDSegTrainer(ExtensionTrainer):
 
     def build_auxiliary(self) -> dict[str, nn.Module]:
         """The light head; it is saved for good, so that the number of epochs may be changed."""
-        if self._chosen.consistency == "off":
+        if self.settings.of(ConDSegSettings).consistency == "off":
             return {}
         head = self._unet.encoder_head(self.label_manager.num_segmentation_heads)
         return {ENCODER_HEAD: head}
@@ -109,7 +103,7 @@ class ConDSegTrainer(ExtensionTrainer):
 
     def _build_loss(self) -> nn.Module:
         self._consistency = ConsistencyReinforcementLoss(self.label_manager.has_regions)
-        self._decoupling = SemanticDecouplingLoss(self._chosen.max_area_weight)
+        self._decoupling = SemanticDecouplingLoss()
         loss: nn.Module = super()._build_loss()
         return loss
 
@@ -117,17 +111,17 @@ class ConDSegTrainer(ExtensionTrainer):
 
     def phases(self) -> list[Phase]:
         """The encoder first, then all of it, with a schedule for each."""
-        share = 0.0 if self._chosen.consistency == "off" else self._chosen.first_phase
-        whole = Phase(
-            WHOLE_NETWORK, share, fresh_schedule=True, fresh_optimizer=True, outdates_best=True
-        )
-        return [*super().phases(), whole]
+        settings = self.settings.of(ConDSegSettings)
+        share = 0.0 if settings.consistency == "off" else settings.first_phase
+        anew = {"fresh_schedule": True, "fresh_optimizer": True, "outdates_best": True}
+        return [*super().phases(), Phase(WHOLE_NETWORK, share, **anew)]
 
     def on_phase_begin(self, phase: Phase) -> None:
         """Let the encoder learn more slowly, if it has been trained already."""
         super().on_phase_begin(phase)
         if phase.name == WHOLE_NETWORK and self.current_epoch > 0:
-            self.optimizer.param_groups[-1][LR_FACTOR] = self._chosen.encoder_lr_factor
+            factor = self.settings.of(ConDSegSettings).encoder_lr_factor
+            self.optimizer.param_groups[-1][LR_FACTOR] = factor
 
     def on_train_epoch_start(self) -> None:
         """Keep no best checkpoint while the decoder is untrained."""
@@ -142,7 +136,7 @@ class ConDSegTrainer(ExtensionTrainer):
         """The losses of the present phase, which are those of stock nnU-Net for its decoder."""
         if self.in_first_phase:
             return self._losses_of_encoder(data, target)
-        if self._chosen.decoder == "plan":
+        if self.settings.of(ConDSegSettings).decoder == "plan":
             return super().compute_losses(data, target, keys)
         return self._losses_of_decoder(data, target)
 
@@ -156,7 +150,7 @@ class ConDSegTrainer(ExtensionTrainer):
         views = torch.cat([data, self._strong_view(data)])
         plain, strong = self._encoder_logits(views).chunk(2)
         losses = {"plain_view": loss(plain, target) / 2, "strong_view": loss(strong, target) / 2}
-        if self._chosen.consistency == "on":
+        if self.settings.of(ConDSegSettings).consistency == "on":
             valid = self._any_foreground(target).valid
             losses["consistency"] = self._consistency(plain, strong, valid) / 2
         return losses

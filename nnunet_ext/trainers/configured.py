@@ -14,7 +14,7 @@ ADAM_LR = 1e-3
 S = TypeVar("S")
 
 
-class MethodSettings(dict[str, Any]):
+class SettingsByMethod(dict[str, Any]):
     """Settings of all methods that a trainer is mixed from, by the methods' names in the plans."""
 
     def of(self, settings_class: type[S]) -> S:
@@ -33,7 +33,7 @@ class ConfiguredTrainer(nnUNetTrainer):
     """Set by names such as CateNormTrainer_250epochs."""
 
     training_settings: TrainingSettings
-    settings: MethodSettings
+    settings: SettingsByMethod
     num_epochs: int
     _usual_epochs: int  # without settings
 
@@ -48,7 +48,7 @@ class ConfiguredTrainer(nnUNetTrainer):
     @classmethod
     def read_settings(
         cls, configuration: Mapping[str, Any], where: str = PLANS_KEY
-    ) -> MethodSettings:
+    ) -> SettingsByMethod:
         """Read the settings of all methods from a configuration, inheritance already resolved.
 
         Args:
@@ -58,7 +58,7 @@ class ConfiguredTrainer(nnUNetTrainer):
         Raises:
             SettingsError: If one is unknown or out of range.
         """
-        return MethodSettings(
+        return SettingsByMethod(
             (method, read_method_settings(configuration, method, settings_class, where))
             for method, settings_class in cls.collected_method_settings().items()
         )
@@ -110,7 +110,7 @@ class ConfiguredTrainer(nnUNetTrainer):
 
     @classmethod
     def adapt_configuration(
-        cls, configuration: ConfigurationManager, settings: MethodSettings
+        cls, configuration: ConfigurationManager, settings: SettingsByMethod
     ) -> ConfigurationManager:
         """Return the configuration that the planned network is to be built from."""
         return configuration
@@ -119,7 +119,7 @@ class ConfiguredTrainer(nnUNetTrainer):
     def wrap_network(
         cls,
         unet: nn.Module,
-        settings: MethodSettings,
+        settings: SettingsByMethod,
         configuration: ConfigurationManager,
         num_output_channels: int,
     ) -> nn.Module:

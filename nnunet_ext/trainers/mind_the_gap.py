@@ -31,7 +31,7 @@ from nnunet_ext.networks.catenorm import Logits
 from nnunet_ext.networks.mind_the_gap.translator import SOURCE, TARGET
 from nnunet_ext.settings.mind_the_gap import MindTheGapSettings
 from nnunet_ext.trainers.base import ExtensionTrainer
-from nnunet_ext.trainers.configured import MethodSettings
+from nnunet_ext.trainers.configured import SettingsByMethod
 from nnunet_ext.trainers.distributed import first_rank_first, unwrap
 from nnunet_ext.trainers.optimisation import Losses, Update
 from nnunet_ext.translation.cases import translated_cases
@@ -86,7 +86,7 @@ class MindTheGapTrainer(ExtensionTrainer):
     def wrap_network(
         cls,
         unet: nn.Module,
-        settings: MethodSettings,
+        settings: SettingsByMethod,
         configuration: ConfigurationManager,
         num_output_channels: int,
     ) -> nn.Module:
@@ -97,18 +97,14 @@ class MindTheGapTrainer(ExtensionTrainer):
             stride=chosen.mask_stride,
             scope=chosen.mask_scope,
             renorm=chosen.mask_renorm,
-            detach=chosen.mask_detach,
             mask_at_inference=chosen.mask_at_inference,
         )
 
     @property
-    def _chosen(self) -> MindTheGapSettings:
-        return self.settings.of(MindTheGapSettings)
-
-    @property
     def aligns(self) -> bool:
         """Whether target images are used at all, beyond Step A."""
-        return self._chosen.lambda_adv > 0 or self._chosen.mask_scope != "off"
+        settings = self.settings.of(MindTheGapSettings)
+        return settings.lambda_adv > 0 or settings.mask_scope != "off"
 
     @property
     def _masked(self) -> LocallyMaskedUNet:
@@ -154,11 +150,12 @@ class MindTheGapTrainer(ExtensionTrainer):
             infer_dataset_class(str(folder))(str(folder))
             for folder in (self.labelled_folder, unlabelled)
         )
-        if self._chosen.translator_iterations == 0:
+        settings = self.settings.of(MindTheGapSettings)
+        if settings.translator_iterations == 0:
             return
         translated = translated_cases(
             [labelled_cases, self._unlabelled_cases],
-            self._chosen,
+            settings,
             self.labelled_folder,
             self.device,
             self.print_to_log_file,
@@ -199,7 +196,8 @@ class MindTheGapTrainer(ExtensionTrainer):
         """Build one optimiser for both critics."""
         # nnU-Net's optimiser has the feature critic, too, but never sees it with a gradient
         critics = [*self._masked.feature_critic.parameters(), *self.auxiliary.parameters()]
-        return {"critics": torch.optim.Adam(critics, self._chosen.critic_lr, betas=CRITIC_BETAS)}
+        lr = self.settings.of(MindTheGapSettings).critic_lr
+        return {"critics": torch.optim.Adam(critics, lr, betas=CRITIC_BETAS)}
 
     def compute_losses(
         self, data: Tensor, target: Any, keys: list[str]
@@ -222,7 +220,7 @@ class MindTheGapTrainer(ExtensionTrainer):
             with full_precision(self.device):
                 outputs = self._probabilities(logits)
                 alignment = alignment_losses(self._masked.score(features), output_critic(outputs))
-            weight = self._chosen.lambda_adv
+            weight = self.settings.of(MindTheGapSettings).lambda_adv
             parts |= {f"{name}_alignment": weight * part for name, part in alignment.items()}
         alike = self._drawn_alike
         with full_precision(self.device):
@@ -267,8 +265,8 @@ class MindTheGapTrainer(ExtensionTrainer):
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Predict translated held-out cases, which are never masked."""
         untranslated = Path(self.preprocessed_dataset_folder) == self.labelled_folder
-        if self._chosen.translator_iterations and untranslated:  # with --val
-            self._use_translated_images()
+        if untranslated and self.settings.of(MindTheGapSettings).translator_iterations:
+            self._use_translated_images()  # with --val
         with self._answering_as_source():
             super().perform_actual_validation(save_probabilities)
 

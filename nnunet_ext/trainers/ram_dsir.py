@@ -56,20 +56,9 @@ class RAMDSIRTrainer(ExtensionTrainer):
     requires_domains: ClassVar[bool] = True
 
     @property
-    def _chosen(self) -> RAMDSIRSettings:
-        return self.settings.of(RAMDSIRSettings)
-
-    @property
     def domain_names(self) -> list[str]:
         """All domains of the data set, those that this fold holds out included, by number."""
         return sorted(set(self.domains.values()))
-
-    @property
-    def slicewise(self) -> bool:
-        """Whether slices are mixed instead of volumes."""
-        if self._chosen.slicewise is not None:
-            return self._chosen.slicewise
-        return self.has_thick_slices
 
     @property
     def averages_views(self) -> bool:
@@ -78,14 +67,12 @@ class RAMDSIRTrainer(ExtensionTrainer):
         Their sum doubles the gradients, which nnU-Net's learning rate and clipping for SGD are
         not made for; Adam does not mind.
         """
-        if self._chosen.average_views is not None:
-            return self._chosen.average_views
         return self.training_settings.optimizer == "sgd"
 
     @property
     def encoder_lr_factor(self) -> float:
         """Learning rate of the encoder over that of everything else."""
-        settings = self._chosen
+        settings = self.settings.of(RAMDSIRSettings)
         if settings.encoder_lr_factor is not None:
             return settings.encoder_lr_factor
         literal = settings.restoration and self.training_settings.optimizer == "adam"
@@ -95,19 +82,16 @@ class RAMDSIRTrainer(ExtensionTrainer):
 
     def initialize(self) -> None:
         """Make the bank of styles and the losses."""
-        settings = self._chosen
-        self._bank = StyleBank(len(self.domain_names), settings.bank_size)
+        self._bank = StyleBank(len(self.domain_names))
         self._generator = torch.Generator()  # on the CPU, so that drawing does not wait for a GPU
         self._generator.seed()
         super().initialize()
-        self._consistency = SymmetricKLConsistency(
-            self.label_manager.has_regions, settings.complete_regions
-        )
-        self._restoration = RestorationLoss(settings.intensity_range)
+        self._consistency = SymmetricKLConsistency(self.label_manager.has_regions)
+        self._restoration = RestorationLoss(self.settings.of(RAMDSIRSettings).intensity_range)
 
     def build_auxiliary(self) -> dict[str, nn.Module]:
         """Build the restoration decoder, if images are to be restored."""
-        settings = self._chosen
+        settings = self.settings.of(RAMDSIRSettings)
         if not settings.restoration:
             return {}
         network: Any = unwrap(self.network)
@@ -116,7 +100,6 @@ class RAMDSIRTrainer(ExtensionTrainer):
             self.image_channels,
             len(self.domain_names),
             settings.max_stride,
-            settings.full_resolution,
         )
         return_features(network, decoder.stage)
         return {RESTORATION: decoder}
@@ -132,7 +115,7 @@ class RAMDSIRTrainer(ExtensionTrainer):
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> Any:
         """Leave out what changes styles if the settings say so."""
         transforms = super().get_training_transforms(*args, **kwargs)
-        if not self._chosen.style_augmentation:
+        if not self.settings.of(RAMDSIRSettings).style_augmentation:
             transforms.transforms = [
                 each
                 for each in transforms.transforms
@@ -154,7 +137,7 @@ class RAMDSIRTrainer(ExtensionTrainer):
 
     def compute_losses(self, data: Tensor, target: Any, keys: list[str]) -> Losses:
         """Segment both views, compare them, and restore the image from the last."""
-        settings = self._chosen
+        settings = self.settings.of(RAMDSIRSettings)
         names = self.domain_names
         domains = [names.index(self.domains[key]) for key in keys]
         views = {ORIGINAL: data}
@@ -183,13 +166,12 @@ class RAMDSIRTrainer(ExtensionTrainer):
 
     def _mix(self, data: Tensor, domains: list[int]) -> Tensor:
         """Give images (B, C, *S) styles of other domains, as far as the bank knows any."""
-        settings = self._chosen
+        settings = self.settings.of(RAMDSIRSettings)
         images, others = data.tensor_split([self.image_channels], dim=1)
-        frequencies = low_frequencies(images, settings.band, slicewise=self.slicewise)
+        frequencies = low_frequencies(images, settings.band, slicewise=self.has_thick_slices)
         partners, found = self._bank.draw(frequencies.style, domains, self._generator)
-        chosen = torch.rand(len(data), generator=self._generator) < settings.probability
-        ratios = draw_ratios(len(data), self._generator, settings.max_ratio) * (found & chosen)
-        mixed = mix(images, frequencies, partners, ratios, slicewise=self.slicewise)
+        ratios = draw_ratios(len(data), self._generator, settings.max_ratio) * found
+        mixed = mix(images, frequencies, partners, ratios, slicewise=self.has_thick_slices)
         self._bank.push(frequencies.style, domains)
         self._mixed_images += int((ratios > 0).sum())
         self._images += len(ratios)
@@ -223,10 +205,10 @@ class RAMDSIRTrainer(ExtensionTrainer):
         """Record the share of mixed images and the restoration error of each domain."""
         super().on_train_epoch_end(train_outputs)
         counts = gather((self._mixed_images, self._images, self._errors.cpu()))
-        if self._chosen.ram:
+        if self.settings.of(RAMDSIRSettings).ram:
             mixed, images = (sum(rank[i] for rank in counts) for i in (0, 1))
             self.record("mixed_share", mixed / max(images, 1))
-        if self._chosen.restoration:
+        if self.settings.of(RAMDSIRSettings).restoration:
             sums, numbers = torch.stack([rank[2] for rank in counts]).sum(0).tolist()
             for name, error, number in zip(self.domain_names, sums, numbers, strict=True):
                 if number:

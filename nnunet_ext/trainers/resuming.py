@@ -8,7 +8,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_ext import __version__
-from nnunet_ext.settings import PLANS_KEY, decisive
+from nnunet_ext.settings import PLANS_KEY, decisive, retired
 from nnunet_ext.trainers import checkpoint as checkpoints
 from nnunet_ext.trainers.distributed import unwrap
 
@@ -45,7 +45,10 @@ class ResumableTrainer(nnUNetTrainer):
 
     def _accept(self, state: dict[str, Any], filename: str) -> None:
         """Look at the state in a checkpoint before anything is loaded; raise if it does not fit."""
-        current = {method: decisive(settings) for method, settings in self.settings.items()}
+        current = {
+            method: {**retired(settings), **decisive(settings)}
+            for method, settings in self.settings.items()
+        }
         current[PLANS_KEY] = {"optimizer": self.training_settings.optimizer}
         stored = {**state["settings"], PLANS_KEY: state["training_settings"]}
         checkpoints.refuse_other_settings(stored, current, filename)

@@ -98,7 +98,6 @@ class TopKSigmaMixin(ExtensionTrainer):
         settings = self.settings.of(TopKSigmaSettings)
         envelope = TopKSigmaLoss(
             smoothing=settings.smoothing,
-            tau=settings.tau,
             scope=settings.scope,
             num_classes=len(self.class_names),
         )

@@ -411,12 +411,6 @@ class TestStageChoice:
         assert modified.block.output_channels == 4
         assert modified.size_divisor == (1, 1)
 
-    def test_kernels_can_follow_the_stage(self) -> None:
-        unet = make_unet(3, "instance")
-        unet.encoder.stages[0][0].convs[0].conv.kernel_size = (1, 3, 3)
-        network = CateNormUNet(unet, CLASSES, encoder_stages=[0], follow_stage_kernel=True)
-        assert network._modified[0].catenorm.gamma.kernel_size == (1, 3, 3)
-
     @pytest.mark.parametrize("where", ["encoder", "decoder"])
     def test_a_stage_that_does_not_exist_is_refused_by_name(self, where: str) -> None:
         with pytest.raises(UserError, match=rf"catenorm\.{where}_stages names stage 7"):

@@ -611,6 +611,26 @@ def test_settings_that_do_not_change_what_is_learned_may_change(make_world: Make
     assert other.current_epoch == 2
 
 
+def test_a_checkpoint_with_a_former_setting_goes_on_unless_it_was_another_than_what_is_left(
+    make_world: MakeWorld,
+) -> None:
+    world = make_world(dim=2)
+    trainer = world.trainer("CateNormTrainer")
+    trainer.run_training()
+    path = Path(trainer.output_folder, "checkpoint_final.pth")
+    for value in (False, True):
+        stored = final(trainer)
+        stored["nnunet_ext"]["settings"]["catenorm"]["follow_stage_kernel"] = value
+        torch.save(stored, path)
+        other = world.trainer("CateNormTrainer")
+        if value:
+            with pytest.raises(CheckpointError, match="follow_stage_kernel was True, now False"):
+                other.load_checkpoint(str(path))
+        else:
+            other.load_checkpoint(str(path))
+            assert other.current_epoch == 2
+
+
 def test_a_setting_that_the_checkpoint_does_not_know_yet_is_no_difference() -> None:
     checkpoint.refuse_other_settings(
         {"catenorm": {"reduction": 2}}, {"catenorm": {"newer": 1}}, "file"

@@ -253,7 +253,7 @@ class TestSwitches:
     def test_prediction_rebuilds_the_network_from_the_plans(
         self, make_world: MakeWorld, decoder: str, kind: type[torch.nn.Module]
     ) -> None:
-        chosen = settings(first_phase=0.5, decoder=decoder, width=6, heads=2)
+        chosen = settings(first_phase=0.5, decoder=decoder, width=8)
         trainer = make_world(dim=2).trainer("ConDSegTrainer", chosen)
         trainer.run_training()
         predictor = nnUNetPredictor(device=tiny.CPU, allow_tqdm=False)
@@ -396,13 +396,11 @@ class TestStrongView:
 
 class TestBadInput:
     def test_heads_must_divide_the_width(self, make_world: MakeWorld) -> None:
-        trainer = make_world(dim=2).trainer("ConDSegTrainer", settings(width=10, heads=4))
+        trainer = make_world(dim=2).trainer("ConDSegTrainer", settings(width=10))
         with pytest.raises(UserError, match=r"multiple of condseg\.heads, got 10 and 4"):
             trainer.initialize()
 
-    @pytest.mark.parametrize(
-        "chosen", [{"first_phase": 1.0}, {"heads": 0}, {"max_area_weight": 0.5}, {"decoder": "u"}]
-    )
+    @pytest.mark.parametrize("chosen", [{"first_phase": 1.0}, {"width": 0}, {"decoder": "u"}])
     def test_settings_out_of_range_are_refused(
         self, make_world: MakeWorld, chosen: dict[str, Any]
     ) -> None:

@@ -178,7 +178,6 @@ class TestDefaults:
         chosen = {
             "sigma": 0.1,
             "top_fraction": 0.25,
-            "tau": 0.03,
             "smoothing": "integral",
             "scope": "class",
             "dice": "plain",
@@ -394,7 +393,6 @@ class TestCombination:
         ({"sigma": -0.1}, '"sigma" is -0.1. Input should be greater than or equal to 0'),
         ({"top_fraction": 0}, '"top_fraction" is 0. Input should be greater than 0'),
         ({"top_fraction": 1.5}, '"top_fraction" is 1.5. Input should be less than or equal to 1'),
-        ({"tau": -1}, '"tau" is -1. Input should be greater than or equal to 0'),
         ({"scope": "voxel"}, "'image', 'class' or 'batch'"),
         ({"smoothing": "soft"}, "'gate', 'integral' or 'hard'"),
         ({"dice": "soft"}, "'masked', 'plain' or 'none'"),

@@ -63,7 +63,6 @@ class LocallyMaskedUNet(nn.Module):
         scope: What is multiplied by the mask: ``"all"`` stages of the encoder, ``"deep"``
             those from the mask's on, the mask's ``"stage"`` alone, or nothing (``"off"``).
         renorm: See :func:`local_weights`.
-        detach: Keep the gradient of the segmentation from flowing through the mask.
         mask_at_inference: Whether images without a domain are masked as target.
 
     Raises:
@@ -80,7 +79,6 @@ class LocallyMaskedUNet(nn.Module):
         stride: int = PAPER_STRIDE,
         scope: Scope = "all",
         renorm: bool = True,
-        detach: bool = False,
         mask_at_inference: bool = True,
     ) -> None:
         super().__init__()
@@ -93,7 +91,6 @@ class LocallyMaskedUNet(nn.Module):
         self.decoder = unet.decoder
         self.scope = scope
         self.renorm = renorm
-        self.detach = detach
         # of images that come without a domain; validation on source images changes it, which as a
         # tensor needs no other compiled network
         domain = torch.tensor(TARGET if mask_at_inference else SOURCE)
@@ -147,8 +144,6 @@ class LocallyMaskedUNet(nn.Module):
 
     def _weights(self, features: Tensor, domain: Tensor) -> Tensor:
         weights = local_weights(self.score(features), self.renorm)
-        if self.detach:
-            weights = weights.detach()
         domain = domain.to(weights.dtype).view(-1, *[1] * (weights.ndim - 1))
         return 1 + domain * (weights - 1)
 
