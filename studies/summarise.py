@@ -151,6 +151,7 @@ def named_rows(record: dict[str, Any]) -> str:
 
 REPORTS = {
     "arms": step_cost,
+    "comparisons": lambda record: "Tables are in [docs](../../docs/statistics.md).",
     "losses": named_rows,
     "estimators": named_rows,
     "images": named_rows,

@@ -70,6 +70,14 @@ class TrainingSettings:
         Literal["cases", "domains"],
         Field(description="cases are drawn alike, or domains are and then a case of the domain"),
     ] = "cases"
+    augmentation: Annotated[
+        Literal["stock", "strong", "gin", "strong+gin"],
+        Field(description="nnU-Net's, its DA5, random convolutions of intensities, or both"),
+    ] = "stock"
+    gin_probability: Annotated[
+        float, Field(ge=0, le=1, description="chance of each image to be changed by gin")
+    ] = 1.0
+    gin_depth: Annotated[int, Field(ge=1, description="convolutions of gin")] = 4
     mirror_prediction: Annotated[
         bool,
         Field(description="test-time mirroring; without, prediction is 4 (2D) to 8 times faster"),

@@ -1,7 +1,7 @@
 """What every recipe shares: one optimisation step, and the networks and optimisers that take it.
 
-The rest of it stands beside: settings and network (:mod:`~nnunet_ext.trainers.configured`), phases,
-domains, records (:mod:`~nnunet_ext.trainers.history`) and checkpoints
+The rest of it stands beside: settings and network (:mod:`~nnunet_ext.trainers.configured`),
+augmentation, phases, domains, records (:mod:`~nnunet_ext.trainers.history`) and checkpoints
 (:mod:`~nnunet_ext.trainers.resuming`).
 """
 
@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from nnunetv2.configuration import ANISO_THRESHOLD
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -30,6 +29,7 @@ from nnunet_ext._common.errors import NonFiniteLossError
 from nnunet_ext.domains.assignment import read_domains
 from nnunet_ext.nnunet.ddp import OWN_BUFFERS, wrapping_with
 from nnunet_ext.settings import read_training_settings
+from nnunet_ext.trainers.augmented import AugmentedTrainer
 from nnunet_ext.trainers.configured import ConfiguredTrainer
 from nnunet_ext.trainers.distributed import gather
 from nnunet_ext.trainers.domains import DomainTrainer
@@ -51,7 +51,12 @@ MOST_SKIPPED = 10
 
 
 class ExtensionTrainer(
-    ConfiguredTrainer, PhasedTrainer, DomainTrainer, RecordingTrainer, ResumableTrainer
+    ConfiguredTrainer,
+    AugmentedTrainer,
+    PhasedTrainer,
+    DomainTrainer,
+    RecordingTrainer,
+    ResumableTrainer,
 ):
     """Stock nnU-Net whose settings come from the plans; the base of all recipes here.
 
@@ -96,17 +101,6 @@ class ExtensionTrainer(
         self._auxiliary_schedules: list[PolyLRScheduler] = []
         self.history = History()
         self._figures: dict[str, float] = {}
-
-    @property
-    def image_channels(self) -> int:
-        """Input channels that are images; a cascade's others are segmentations."""
-        return len(self.configuration_manager.normalization_schemes)
-
-    @property
-    def has_thick_slices(self) -> bool:
-        """Whether patches are so anisotropic that nnU-Net, too, augments them slice by slice."""
-        patch_size = self.configuration_manager.patch_size
-        return len(patch_size) == 3 and max(patch_size) / patch_size[0] > ANISO_THRESHOLD
 
     # ------------------------------------------------------------------ what a recipe overrides
 
@@ -244,7 +238,7 @@ class ExtensionTrainer(
             NonFiniteLossError: If a part is NaN or infinite, in mixed precision if that happens
                 again and again; names it and the cases.
         """
-        data = batch["data"].to(self.device, non_blocking=True)
+        data = self.augmented(batch["data"].to(self.device, non_blocking=True))
         target = self._to_device(batch["target"])
         keys = [str(key) for key in batch.get("keys", ())]  # nnU-Net's dummy batches have none
 
