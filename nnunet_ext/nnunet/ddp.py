@@ -17,7 +17,7 @@ OWN_BUFFERS: dict[str, Any] = {
     else "broadcast_buffers": False
 }
 """Option of DistributedDataParallel: leave buffers alone when the network runs. They are equal on
-all ranks, and ranks may run it unequally often, because they have other cases and tiles."""
+all ranks, of which one that has no case to validate would keep the others waiting."""
 
 
 def wrapping_with(**options: Any) -> AbstractContextManager[None]:

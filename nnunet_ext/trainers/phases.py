@@ -84,20 +84,27 @@ class PhasedTrainer(nnUNetTrainer):
         return self.current_epoch >= self.start_of(name)
 
     def on_train_start(self) -> None:
-        """Refuse to end before a phase has begun.
+        """Refuse to end before a phase has begun; tell if there is nothing before one.
 
         Raises:
-            UserError: If no epoch is left for it.
+            UserError: If no epoch is left for a phase.
         """
-        missed = [phase for phase in self.phases() if phase.name not in self.phases_begun]
-        missed = [phase for phase in missed if phase.first_epoch(self.num_epochs) < self.num_epochs]
-        if self.current_epoch >= self.num_epochs and missed:
-            raise UserError(
-                f"{self.current_epoch} epochs are trained already, so that num_epochs "
-                f'{self.num_epochs} leaves none for the phase "{missed[0].name}", which has not '
-                f"begun. Set num_epochs to more than {self.current_epoch}."
-            )
+        starts = {phase: phase.first_epoch(self.num_epochs) for phase in self.phases()}
+        for phase, start in starts.items():
+            unmet = phase.name not in self.phases_begun and start < self.num_epochs
+            if unmet and self.current_epoch >= self.num_epochs:
+                raise UserError(
+                    f"{self.current_epoch} epochs are trained already, so that num_epochs "
+                    f'{self.num_epochs} leaves none for the phase "{phase.name}", which has not '
+                    f"begun. Set num_epochs to more than {self.current_epoch}."
+                )
         super().on_train_start()
+        for phase, start in starts.items():
+            if start == 0 < phase.after:
+                self.print_to_log_file(
+                    f"WARNING: {self.num_epochs} epochs are too few for what is to come before "
+                    f'the phase "{phase.name}".'
+                )
 
     def on_train_epoch_start(self) -> None:
         """Change to the phases whose epoch has come."""

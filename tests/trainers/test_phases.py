@@ -76,6 +76,16 @@ def test_phases_begin_in_their_epoch_and_the_log_tells(make_world: MakeWorld) ->
     assert 'The phase "second" begins.' in Path(trainer.log_file).read_text()
 
 
+def test_a_training_too_short_for_what_comes_before_a_phase_says_so(
+    make_world: MakeWorld, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = make_world(dim=2)
+    for planned, told in ((1, True), (2, False)):
+        world.trainer(InPhases, {"num_epochs": planned}).on_train_start()
+        warning = f'WARNING: {planned} epochs are too few for what is to come before the phase "se'
+        assert (warning in capsys.readouterr().out) is told
+
+
 def test_a_fresh_schedule_falls_from_the_start_of_its_phase_to_the_end(
     make_world: MakeWorld,
 ) -> None:
