@@ -1,6 +1,7 @@
 """Settings of ConDSeg."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -11,6 +12,12 @@ from nnunet_ext.settings import STRICT
 @dataclass(frozen=True, config=STRICT)
 class ConDSegSettings:
     """Settings of ConDSeg. The two halves of the method can be switched on and off apart."""
+
+    retired: ClassVar[Mapping[str, Any]] = {
+        "full_resolution_skip": True,
+        "max_area_weight": 10.0,
+        "recompute": False,
+    }
 
     consistency: Annotated[
         Literal["on", "views", "off"],

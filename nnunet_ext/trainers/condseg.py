@@ -10,24 +10,22 @@ import numpy as np
 import torch
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from nnunet_ext._common.errors import CheckpointError
 from nnunet_ext.augmentation import strong_view
 from nnunet_ext.losses import ConsistencyReinforcementLoss, SemanticDecouplingLoss
 from nnunet_ext.losses.condseg import AnyForeground, any_foreground
 from nnunet_ext.networks import ConDSegNet
-from nnunet_ext.settings import read_method_settings
+from nnunet_ext.networks.condseg.network import FIRST_EDITION
 from nnunet_ext.settings.condseg import ConDSegSettings
-from nnunet_ext.trainers.base import (
-    LR_FACTOR,
-    ExtensionTrainer,
-    Losses,
-    Update,
-    give_own_rate,
-)
+from nnunet_ext.trainers.base import ExtensionTrainer
+from nnunet_ext.trainers.configured import SettingsByMethod
 from nnunet_ext.trainers.distributed import gather, unwrap
+from nnunet_ext.trainers.optimisation import LR_FACTOR, Losses, Update, give_own_rate
+from nnunet_ext.trainers.phases import Phase
 
 PRETRAINED = "pretrained"
 """Key of the encoder's parameter group: whether its training began with weights of another."""
@@ -35,6 +33,8 @@ START = "start"
 """Key of the encoder's parameter group: what tells its first weights from others."""
 PRETRAINED_FACTOR = 0.1
 """Share of the learning rate that a pretrained encoder keeps, as in the paper."""
+WHOLE_NETWORK = "whole network"
+"""The phase after that of the encoder."""
 COLOUR_NAMES = ({"r", "g", "b"}, {"red", "green", "blue"}, {"rgb_to_0_1"})
 """Names of three channels that are colours."""
 AUXILIARY_WEIGHT = 2.0
@@ -48,57 +48,41 @@ class ConDSegTrainer(ExtensionTrainer):
 
     Deviations from the authors' implementation: nnU-Net's optimiser, schedule and augmentation;
     nnU-Net's loss instead of the mask loss for the segmentation; no deep supervision, which the
-    method lacks; the losses of the first phase are averaged over views; those of the three maps
-    keep their ratios but are scaled, because SGD, unlike Adam, minds the size of a loss.
+    method lacks; the light head of the first phase is kept, and the decoder adds to it; the losses
+    of the first phase are averaged over views; those of the maps keep their ratios but are scaled,
+    so that they move the encoder no more than the segmentation does.
     """
 
-    purpose: ClassVar[str] = "soft boundaries, low contrast, misleading co-occurrence"
-    paper: ClassVar[str] = "Lei et al., ConDSeg, AAAI 2025, arXiv 2412.08345"
-    relative_cost: ClassVar[str] = "about 1.8x stock time per step; prediction 1.6x (2D), 2.2x (3D)"
-    method_settings: ClassVar[dict[str, type]] = {"condseg": ConDSegSettings}
+    settings_key: ClassVar[str] = "condseg"
+    settings_class: ClassVar[type | None] = ConDSegSettings
     leaves_parameters_unused: ClassVar[bool] = True
 
     @classmethod
-    def build_network_architecture(
+    def wrap_network(
         cls,
-        plans_manager: PlansManager,
-        configuration_manager: ConfigurationManager,
-        num_input_channels: int,
+        unet: nn.Module,
+        settings: SettingsByMethod,
+        configuration: ConfigurationManager,
         num_output_channels: int,
-        enable_deep_supervision: bool = True,
     ) -> nn.Module:
         """Give the planned encoder the decoder that the plans ask for."""
-        settings = read_method_settings(
-            configuration_manager.configuration, "condseg", ConDSegSettings
-        )
-        unet = super().build_network_architecture(
-            plans_manager,
-            configuration_manager,
-            num_input_channels,
-            num_output_channels,
-            enable_deep_supervision,
-        )
+        chosen = settings.of(ConDSegSettings)
         return ConDSegNet(
             unet,
             num_output_channels,
-            configuration_manager.patch_size,
-            settings.decoder,
-            head=settings.consistency != "off",
-            width=settings.width,
-            attention_budget=settings.attention_budget,
-            foreground_maps=num_output_channels - 1 if settings.maps == "classes" else 1,
+            configuration.patch_size,
+            chosen.decoder,
+            head=chosen.consistency != "off",
+            width=chosen.width,
+            attention_budget=chosen.attention_budget,
+            foreground_maps=num_output_channels - 1 if chosen.maps == "classes" else 1,
         )
 
-    def _apply_training_settings(self) -> None:
-        super()._apply_training_settings()
+    def apply_training_settings(self) -> None:
+        """Go without deep supervision, which the method lacks."""
+        super().apply_training_settings()
         # now, because targets, loss and data loaders are made for it
-        self.enable_deep_supervision = self.condseg.decoder == "plan"
-
-    @property
-    def condseg(self) -> ConDSegSettings:
-        """The settings in force."""
-        settings: ConDSegSettings = self.settings["condseg"]
-        return settings
+        self.enable_deep_supervision = self.settings.of(ConDSegSettings).decoder == "plan"
 
     @property
     def _bare(self) -> ConDSegNet:
@@ -107,24 +91,15 @@ class ConDSegTrainer(ExtensionTrainer):
         return network
 
     @property
-    def first_phase_epochs(self) -> int:
-        """Epochs that train the encoder alone."""
-        share = 0.0 if self.condseg.consistency == "off" else self.condseg.first_phase
-        return int(share * self.num_epochs)
-
-    @property
     def in_first_phase(self) -> bool:
         """Whether this epoch trains the encoder alone."""
-        return self.current_epoch < self.first_phase_epochs
+        return not self.reached(WHOLE_NETWORK)
 
     def configure_optimizers(self, *stage: str) -> tuple[Optimizer, PolyLRScheduler]:
         """One optimiser for both phases, the encoder in a parameter group of its own."""
-        optimizer, _ = super().configure_optimizers(*stage)
+        optimizer, scheduler = super().configure_optimizers(*stage)
         give_own_rate(optimizer, self._bare.encoder.parameters(), 1)
         optimizer.param_groups[-1][START] = _fingerprint(self._bare.encoder)
-        scheduler = TwoPhasePolyLR(
-            optimizer, self.initial_lr, self.num_epochs, self.first_phase_epochs
-        )
         return optimizer, scheduler
 
     def _build_loss(self) -> nn.Module:
@@ -133,7 +108,21 @@ class ConDSegTrainer(ExtensionTrainer):
         loss: nn.Module = super()._build_loss()
         return loss
 
+    def _accept(self, state: dict[str, Any], filename: str) -> None:
+        chosen, stored = self.settings.of(ConDSegSettings), state["settings"].get("condseg", {})
+        is_stock = chosen.consistency == "off" and chosen.decoder == "plan"
+        if stored and "maps" not in stored and not is_stock:
+            raise CheckpointError(f"{filename} {FIRST_EDITION}")
+        super()._accept(state, filename)
+
     # ----------------------------------------------------------------------------------- phases
+
+    def phases(self) -> list[Phase]:
+        """The encoder first, then all of it, with a schedule for each."""
+        settings = self.settings.of(ConDSegSettings)
+        share = 0.0 if settings.consistency == "off" else settings.first_phase
+        anew = {"fresh_schedule": True, "fresh_optimizer": True, "outdates_best": True}
+        return [*super().phases(), Phase(WHOLE_NETWORK, share, **anew)]
 
     def on_train_start(self) -> None:
         """Look whether the encoder is pretrained; log which level attends how."""
@@ -144,20 +133,21 @@ class ConDSegTrainer(ExtensionTrainer):
         if self._bare.attention():
             self.print_to_log_file("ConDSeg:", "; ".join(self._bare.attention()))
 
+    def on_phase_begin(self, phase: Phase) -> None:
+        """Let the encoder learn more slowly, if it came pretrained or the settings say so."""
+        super().on_phase_begin(phase)
+        if phase.name == WHOLE_NETWORK:
+            encoder = self.optimizer.param_groups[-1]
+            factor = PRETRAINED_FACTOR if encoder.get(PRETRAINED) else 1
+            encoder[LR_FACTOR] = self.settings.of(ConDSegSettings).encoder_lr_factor or factor
+
     def on_train_epoch_start(self) -> None:
-        """Change phase where its epoch has come."""
-        encoder = self.optimizer.param_groups[-1]
-        factor = PRETRAINED_FACTOR if encoder.get(PRETRAINED) else 1
-        encoder[LR_FACTOR] = 1 if self.in_first_phase else self.condseg.encoder_lr_factor or factor
+        """Keep no best checkpoint while the decoder is untrained."""
+        super().on_train_epoch_start()
         self._auxiliary_weight: float | None = None
         if self.in_first_phase:
-            self._best_ema = float("inf")  # with an untrained decoder nothing is worth keeping
-        elif self._best_ema == float("inf"):
-            self.begin_phase()
-            self.optimizer.state.clear()  # momentum of the first phase
-            self.print_to_log_file("ConDSeg: the whole network is trained.")
+            self._best_ema = float("inf")
         self._uncertain: list[Tensor] = []
-        super().on_train_epoch_start()
 
     def compute_losses(
         self, data: Tensor, target: Any, keys: list[str]
@@ -165,7 +155,7 @@ class ConDSegTrainer(ExtensionTrainer):
         """The losses of the present phase, which are those of stock nnU-Net for its decoder."""
         if self.in_first_phase:
             return self._losses_of_encoder(data, target)
-        if self.condseg.decoder in ("plan", "head"):
+        if self.settings.of(ConDSegSettings).decoder in ("plan", "head"):
             return super().compute_losses(data, target, keys)
         return self._losses_of_decoder(data, target)
 
@@ -179,7 +169,7 @@ class ConDSegTrainer(ExtensionTrainer):
         views = torch.cat([data, self._strong_view(data)])
         plain, strong = self.network(views, answer="head").chunk(2)
         losses = {"plain_view": loss(plain, target) / 2, "strong_view": loss(strong, target) / 2}
-        if self.condseg.consistency == "on":
+        if self.settings.of(ConDSegSettings).consistency == "on":
             valid = self._any_foreground(target).valid
             losses["consistency"] = self._consistency(plain, strong, valid) / 2
         return losses
@@ -265,28 +255,3 @@ class ConDSegTrainer(ExtensionTrainer):
 def _fingerprint(module: nn.Module) -> float:
     """A number that other weights do not have."""
     return float(sum(p.detach().double().abs().sum() for p in module.parameters()))
-
-
-class TwoPhasePolyLR(PolyLRScheduler):
-    """nnU-Net's schedule, once for each phase.
-
-    Args:
-        optimizer: Gets the rates.
-        initial_lr: Rate at the beginning of either phase.
-        max_steps: Epochs of both together.
-        first_phase: Epochs of the first.
-    """
-
-    def __init__(
-        self, optimizer: Optimizer, initial_lr: float, max_steps: int, first_phase: int
-    ) -> None:
-        self.phases = (first_phase, max_steps - first_phase)
-        super().__init__(optimizer, initial_lr, max_steps)
-
-    def step(self, current_step: int | None = None) -> None:
-        """Set the rates of an epoch; without one, as torch calls it once, those of the first."""
-        epoch = current_step or 0
-        first, second = self.phases
-        in_second = epoch >= first
-        self.max_steps = second if in_second else first
-        super().step(epoch - first if in_second else epoch)

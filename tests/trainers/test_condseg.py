@@ -100,7 +100,7 @@ class TestPhases:
     def test_defaults_train_in_two_phases(self, make_world: MakeWorld) -> None:
         """Defect 4 of the authors' code: run as it is, it skips the first phase."""
         trainer = make_world(dim=2).trainer("ConDSegTrainer", {"num_epochs": 10})
-        assert trainer.first_phase_epochs == 2
+        assert trainer.start_of("whole network") == 2
 
     def test_statistics_of_the_first_phase_are_kept(self, make_world: MakeWorld) -> None:
         """Defect 3 of the authors' code: it loses those of batch normalisation."""
@@ -459,6 +459,20 @@ class TestStrongView:
 
 
 class TestBadInput:
+    def test_checkpoints_of_the_first_edition_are_refused_by_what_they_lack(
+        self, make_world: MakeWorld, tmp_path: Path
+    ) -> None:
+        world = make_world(dim=2)
+        chosen = {"num_epochs": 2, **ENCODER}
+        trainer = world.trainer("ConDSegTrainer", chosen)
+        trainer.run_training()
+        saved = torch.load(Path(trainer.output_folder, "checkpoint_final.pth"), weights_only=False)
+        del saved["nnunet_ext"]["settings"]["condseg"]["maps"]
+        saved["nnunet_ext"]["settings"]["condseg"]["encoder_lr_factor"] = 0.1
+        torch.save(saved, tmp_path / "old.pth")
+        with pytest.raises(UserError, match=r"old\.pth lacks the light head"):
+            world.trainer("ConDSegTrainer", chosen).load_checkpoint(str(tmp_path / "old.pth"))
+
     @pytest.mark.parametrize(
         "chosen", [{"first_phase": 1.0}, {"width": 0}, {"encoder_lr_factor": 0.0}, {"maps": "u"}]
     )

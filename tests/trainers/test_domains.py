@@ -12,7 +12,8 @@ import pytest
 
 from nnunet_ext._common.errors import SettingsError, UserError
 from nnunet_ext.evaluation import validation
-from nnunet_ext.trainers import ExtensionTrainer, base
+from nnunet_ext.trainers import ExtensionTrainer
+from nnunet_ext.trainers import domains as by_domain
 from tests import contract, tiny
 from tests.tiny import World
 
@@ -76,7 +77,7 @@ def test_cases_are_drawn_alike_unless_asked_otherwise(
     training, _ = loaders(
         make_world(dim=2, domains=tiny.TWO_SITES).trainer("ExtensionTrainer", settings)
     )
-    assert training.data_loader.sampling_probabilities is None
+    assert training.data_loader.indices == ["case_0", "case_1", "case_2"]
 
 
 def test_validation_cases_are_drawn_alike_in_any_case(make_world: MakeWorld) -> None:
@@ -84,7 +85,7 @@ def test_validation_cases_are_drawn_alike_in_any_case(make_world: MakeWorld) -> 
         "ExtensionTrainer", {"sampling": "domains"}
     )
     _, held_out = loaders(trainer)
-    assert held_out.data_loader.sampling_probabilities is None
+    assert held_out.data_loader.indices == ["case_3"]
 
 
 def test_a_twin_of_nnunets_trainers_draws_evenly_too(make_world: MakeWorld) -> None:
@@ -92,7 +93,7 @@ def test_a_twin_of_nnunets_trainers_draws_evenly_too(make_world: MakeWorld) -> N
         "ExtensionTrainerDA5", {"sampling": "domains"}
     )
     training, _ = loaders(trainer)
-    assert training.data_loader.sampling_probabilities.tolist() == [0.25, 0.25, 0.5]
+    assert training.data_loader.indices == ["case_0", "case_1", "case_2", "case_2"]
 
 
 def test_sampling_is_cases_or_domains(make_world: MakeWorld) -> None:
@@ -134,7 +135,7 @@ def test_ranks_pool_what_they_count(make_world: MakeWorld, monkeypatch: pytest.M
     trainer.on_validation_epoch_start()
     output = trainer.validation_step(next(trainer.dataloader_val))
     other = [("site_a", np.array([[9, 3, 3], [9, 1, 1], [9, 1, 1]]))]
-    monkeypatch.setattr(base, "gather", lambda counts: [counts, other])
+    monkeypatch.setattr(by_domain, "gather", lambda counts: [counts, other])
     trainer.on_validation_epoch_end([output])
     assert trainer._figures.keys() == {"site_a_pseudo_dice", "site_b_pseudo_dice"}
     assert trainer._figures["site_a_pseudo_dice"] == 0.75
@@ -210,7 +211,7 @@ def test_sampling_by_domains_works_where_only_one_is_left_to_train_on(
 ) -> None:
     world = with_domains(make_world(dim=2), *ONE)
     training, _ = loaders(world.trainer("ExtensionTrainer", {"sampling": "domains"}))
-    assert training.data_loader.sampling_probabilities == pytest.approx([1 / 3] * 3)
+    assert training.data_loader.indices == ["case_0", "case_1", "case_2"]
 
 
 def test_domains_that_are_no_names_are_refused_and_leave_no_folder(make_world: MakeWorld) -> None:

@@ -133,13 +133,13 @@ class _NeighbourSum(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         """Give the gradients of weights and values."""
         weights, value = ctx.saved_tensors
         of_weights, of_value = torch.empty_like(weights), torch.zeros_like(value)
         both = zip(_neighbours(value, ctx.edges), _neighbours(of_value, ctx.edges), strict=True)
         for n, (neighbour, of_neighbour) in enumerate(both):
-            torch.sum(gradient * neighbour, 2, out=of_weights[:, :, n])
+            of_weights[:, :, n] = (gradient * neighbour).sum(2)
             of_neighbour.addcmul_(weights[:, :, n : n + 1], gradient)
         for axis, edge in enumerate(ctx.edges, start=3):
             of_value = of_value.narrow(axis, edge // 2, of_value.shape[axis] - edge + 1)

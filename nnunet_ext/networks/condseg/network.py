@@ -14,7 +14,6 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from nnunet_ext._common.errors import UserError
 from nnunet_ext.networks.condseg.attention import (
@@ -41,6 +40,12 @@ WIDTH_PER_HEAD = 32
 """Channels of each attention head of the authors."""
 BUDGET_PER_VOXEL = 32
 """Attention values for each voxel of the patch, as many as a stock nnU-Net's first feature map."""
+
+
+FIRST_EDITION = (
+    "lacks the light head (head.seg_layers) that ConDSeg's decoder now adds to: it was made by the "
+    "first edition of nnunet_ext. Train anew, or use it with that edition."
+)
 
 
 class DecoupledLogits(NamedTuple):
@@ -202,11 +207,7 @@ class ConDSegNet(nn.Module):
         names = self.state_dict()
         lacking = {name.split(".")[0] for name in names if name not in state_dict}
         if "head" in lacking:
-            raise UserError(
-                "The checkpoint lacks the light head (head.seg_layers) that ConDSeg's decoder now "
-                "adds to: it was made by the first edition of nnunet_ext. Train anew, or predict "
-                "with that edition."
-            )
+            raise UserError(f"The checkpoint {FIRST_EDITION}")
         return super().load_state_dict(state_dict, *args, **kwargs)
 
     def attention(self) -> list[str]:
@@ -235,24 +236,26 @@ class ConDSegNet(nn.Module):
         two_views = 2 * (encoder + head)  # while the encoder is trained under its head
         return max(two_views, encoder + decoder)
 
-    def _map_size(
-        self, modules: Mapping[str, nn.Module], input_size: Sequence[int], how: Any
-    ) -> int:
-        # without storage: outputs of convolutions and attention are counted, not computed
-        sizes: list[int] = []
+    def _map_size(self, modules: nn.ModuleDict, input_size: Sequence[int], how: Any) -> int:
+        # nnU-Net counts outputs of convolutions, half of what such a network keeps for its
+        # gradient; attention keeps more. So all that is kept is counted, without being stored
+        kept: dict[int, Tensor] = {}
+
+        def keep(x: Tensor) -> Tensor:
+            if not isinstance(x, nn.Parameter):
+                kept[x.untyped_storage()._cdata] = x
+            return x
+
         stage_sizes = _stage_sizes(self.encoder, input_size)
         features = [
-            torch.empty(1, channels, *size, device="meta")
+            torch.empty(1, channels, *size, device="meta", requires_grad=True)
             for channels, size in zip(self.encoder.output_channels, stage_sizes, strict=True)
         ]
         for module in modules.values():
             counted = copy.deepcopy(module).to("meta")
-            for part in counted.modules():
-                if isinstance(part, _ConvNd):
-                    part.register_forward_hook(lambda _part, _inputs, y: sizes.append(y.numel()))
-            with torch.no_grad():
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
                 counted(features, how)
-        return sum(sizes)
+        return sum(x.untyped_storage().nbytes() // x.element_size() for x in kept.values()) // 2
 
 
 class ConDSegDecoder(nn.Module):

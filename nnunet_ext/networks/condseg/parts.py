@@ -31,6 +31,7 @@ SPATIAL_KERNEL = 7
 """Kernel size of the spatial attention."""
 HIDDEN_FACTOR = 4
 """Hidden over final channels of the decoupling, 512 over 128 in the authors' network."""
+HAS_MKLDNN = torch.backends.mkldnn.is_available()
 MIN_LEVELS = 3
 """Feature levels that the size-aware decoder needs: two pairs of neighbours."""
 
@@ -111,10 +112,13 @@ class _Conv3d(nn.Conv3d):
     """A convolution for single images, too, which PyTorch gives to a slower routine on a CPU."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
-        fits = input.device.type == "cpu" and input.dtype == weight.dtype == torch.float32
-        if torch.is_grad_enabled() or not (fits and torch.backends.mkldnn.is_available()):
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or not HAS_MKLDNN:
             return super()._conv_forward(input, weight, bias)
-        shape = (self.padding, self.stride, self.dilation, self.groups)
+        is_real = type(input) is Tensor  # and not one of those that only tell shapes
+        fits = input.device.type == "cpu" and input.dtype == weight.dtype == torch.float32
+        if not (is_real and fits):
+            return super()._conv_forward(input, weight, bias)
+        shape: Any = (self.padding, self.stride, self.dilation, self.groups)
         convolved: Tensor = torch.mkldnn_convolution(input, weight, bias, *shape)
         return convolved
 

@@ -270,29 +270,33 @@ class TestEncoderHead:
         assert all(p.grad is None for p in network.decoder.parameters())
 
 
+class _TakesAnswer(nn.Module):
+    def __init__(self, decoder: nn.Module) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, features: list[Tensor], _answer: Any) -> Any:
+        return self.decoder(features)
+
+
 class TestMemory:
-    def test_the_estimate_counts_the_outputs_of_convolutions(self) -> None:
+    def test_the_estimate_counts_stock_decoders_as_nnunet_does(self) -> None:
+        """What a stock decoder keeps for its gradient is about twice what nnU-Net counts."""
         size = (32, 48)
-        network = make_net(size, attention_budget=10**9)
-        estimate = network.compute_conv_feature_map_size(size)
-        expected = int(network.encoder.compute_conv_feature_map_size(size))
-
-        def count(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            nonlocal expected
-            expected += output.numel()
-
-        for module in (*network.decoder.modules(), *network.head.modules()):
-            if isinstance(module, nn.Conv2d):
-                module.register_forward_hook(count)
-        network(torch.randn(1, 1, *size), answer="decoupled")
-        assert estimate == expected
+        unet: Any = make_unet([1, 2, 2, 2])
+        network = ConDSegNet(make_unet([1, 2, 2, 2]), CLASSES, size)
+        decoder = torch.nn.ModuleDict({"stock": _TakesAnswer(unet.decoder)})
+        found = network._map_size(decoder, size, None)
+        counted = unet.decoder.compute_conv_feature_map_size(size)
+        assert 0.7 * counted < found < 1.5 * counted
 
     def test_attention_counts(self) -> None:
         with_attention, without = (
             make_net(attention_budget=n).compute_conv_feature_map_size((32, 48)) for n in (10**9, 0)
         )
         values = 2 * 81 * (16 * 24 + 8 * 12 + 4 * 6)
-        assert 0.9 * values < with_attention - without < 1.1 * values
+        # kept: the softmax, and the weights of 25 neighbours
+        assert 0.5 * values < with_attention - without < values
 
     def test_counting_leaves_the_network_as_it_was(self) -> None:
         network = make_net()
