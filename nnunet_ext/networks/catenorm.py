@@ -189,9 +189,9 @@ class _ClassConditioning(nn.ModuleList):
         self.register_load_state_dict_post_hook(_mirror_flags)
 
     def set_flags(self, *, active: bool, regions: bool) -> None:
+        self.is_active, self.has_regions = active, regions
         self.get_buffer("active").fill_(active)
         self.get_buffer("regions").fill_(regions)
-        _mirror_flags(self)
 
 
 def _mirror_flags(module: nn.Module, _incompatible_keys: object = None) -> None:
