@@ -9,7 +9,7 @@ training may hold there.
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from functools import cache
-from math import prod
+from math import ceil, prod
 from typing import Any
 
 import numpy as np
@@ -160,20 +160,34 @@ def largest_patch(training: Training, limit: int) -> list[int] | None:
     strides = resolved["architecture"]["arch_kwargs"].get("strides")
     if strides is None:
         return None
-    step = np.prod(strides, axis=0)
-    planned = np.array(resolved["patch_size"])
-    images = np.ceil(np.array(resolved["median_image_size_in_voxels"]) / step) * step
-    most, least = np.maximum(planned, images), np.minimum(planned, 2 * step)
-    wanted = [np.rint(scale * planned / step) * step for scale in np.linspace(0, 4, 257)]
-    found = {tuple(map(int, patch)) for patch in (planned, *np.clip(wanted, least, most))}
-    patches = sorted(found, key=prod)
+    planned = resolved["patch_size"]
+    patches = _patches(planned, np.prod(strides, axis=0), resolved["median_image_size_in_voxels"])
 
     def held(place: int) -> int:
-        return step_bytes(training.changed(patch_size=list(patches[place])))
+        return step_bytes(training.changed(patch_size=patches[place]))
 
     voxels = [prod(patch) for patch in patches]
-    last = _last_within(voxels, held, limit, patches.index(tuple(planned.tolist())))
-    return list(patches[last]) if last >= 0 else None
+    last = _last_within(voxels, held, limit, patches.index(planned))
+    return patches[last] if last >= 0 else None
+
+
+def _patches(planned: list[int], step: Any, image: Sequence[float]) -> list[list[int]]:
+    """Patches in ascending order, each larger along one axis, by so many voxels, than the last.
+
+    They keep the planned one's shape as well as that goes.
+    """
+    axes = range(len(planned))
+    least = [min(2 * int(step[axis]), planned[axis]) for axis in axes]
+    most = [max(planned[axis], ceil(image[axis] / step[axis]) * int(step[axis])) for axis in axes]
+    growth = [
+        (edge / planned[axis], axis)
+        for axis in axes
+        for edge in range(least[axis] + int(step[axis]), most[axis] + 1, int(step[axis]))
+    ]
+    patches = [least]
+    for _, axis in sorted(growth):
+        patches.append([edge + int(step[axis]) * (i == axis) for i, edge in enumerate(patches[-1])])
+    return patches
 
 
 def _last_within(amounts: Sequence[int], held: Callable[[int], int], limit: int, guess: int) -> int:

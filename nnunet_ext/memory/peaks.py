@@ -41,9 +41,7 @@ def simulate(training: Training, on_gpu: bool = True, steps_only: bool = False) 
             batch = random_batch(trainer)
         with torch.autocast("cpu", torch.bfloat16, enabled=on_gpu):
             for phase, take in steps(trainer, batch):
-                follower.start()
-                take()
-                peaks[phase] = follower.with_state()
+                peaks[phase] = follower.peak_of(take)
             if not steps_only:
                 peaks[PREDICTION] = _prediction(trainer, follower)
     return peaks
@@ -118,6 +116,4 @@ def _step_a(trainer: Any) -> dict[str, Peak]:
             )
             for pool in step_a.pools:
                 pool.images = [images[0].clone() for _ in range(pool.size)]
-        follower.start()
-        step_a.step(images)
-        return {STEP_A: follower.with_state()}
+        return {STEP_A: follower.peak_of(lambda: step_a.step(images))}

@@ -66,10 +66,15 @@ class Follower(TorchDispatchMode):
         self.peak = Peak(dict(self._held))
         self._most = self.peak.total
 
-    def with_state(self) -> Peak:
-        """The peak of a step as if what the optimiser keeps had been there before it."""
-        state = max(self.peak.parts[OPTIMISER], self._held[OPTIMISER])
-        return Peak({**self.peak.parts, OPTIMISER: state})
+    def peak_of(self, step: Callable[[], Any]) -> Peak:
+        """The peak of a step that is taken again and again."""
+        state = self._held[OPTIMISER]
+        self.start()
+        step()
+        if self._held[OPTIMISER] > state:  # which all steps but the first begin with
+            self.start()
+            step()
+        return self.peak
 
     @property
     def held(self) -> int:
