@@ -149,7 +149,26 @@ def named_rows(record: dict[str, Any]) -> str:
     return f"{setting}.\n\n{table(header, rows)}"
 
 
+def gpu_parts(record: dict[str, Any]) -> str:
+    """Report what was found out on a GPU, part by part."""
+    parts = []
+    for part, found in record["gpu_parts"].items():
+        rows = [[f"`{name}`", *figures.values()] for name, figures in found.items()]
+        header = ["", *next(iter(found.values()))]
+        parts.append(f"Part {part}:\n\n{table(header, rows)}")
+    return "\n\n".join(parts)
+
+
+def memory_peaks(record: dict[str, Any]) -> str:
+    """Report simulated and allocated memory."""
+    header = list(record["peaks"][0])
+    rows = [list(row.values()) for row in record["peaks"]]
+    return f"Bytes.\n\n{table(header, rows)}"
+
+
 REPORTS = {
+    "gpu_parts": gpu_parts,
+    "peaks": memory_peaks,
     "arms": step_cost,
     "losses": named_rows,
     "estimators": named_rows,
