@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.optim import Optimizer
@@ -161,33 +162,33 @@ FLOAT32 = {
 """What mixed precision computes in float32 on a GPU, by torch's own list; a CPU does less of it."""
 
 
+class _FakeTensorMode(FakeTensorMode):
+    """Fake tensors that have values, if somebody asks: 1.0, 0 and False."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return _values(args[0]).flat[0].item()
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+def _values(tensor: Tensor) -> NDArray[Any]:
+    if tensor.is_floating_point():
+        return np.ones(tensor.shape, np.float32)
+    return np.zeros(tensor.shape, bool if tensor.dtype == torch.bool else np.int64)
+
+
 class _LikeGpu(TorchFunctionMode):
-    """Makes fake tensors on a CPU behave as on a GPU, and have values: 1.0, 0 and False."""
+    """Lets mixed precision on a CPU be that of a GPU, and fake tensors become arrays and lists."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
-        if name in _READ and isinstance(args[0], FakeTensor):
-            tensor = args[0]
-            if tensor.is_floating_point():
-                return _READ[name](np.ones(tensor.shape, np.float32))
-            kind = bool if tensor.dtype == torch.bool else np.int64
-            return _READ[name](np.zeros(tensor.shape, kind))
+        if name in ("numpy", "__array__") and isinstance(args[0], FakeTensor):
+            return _values(args[0])
+        if name == "tolist" and isinstance(args[0], FakeTensor):
+            return _values(args[0]).tolist()
         if name in FLOAT32:
             args = tree_map_only(Tensor, _in_float32, args)
         return func(*args, **(kwargs or {}))
-
-
-_READ: dict[str, Callable[[Any], Any]] = {
-    "__bool__": bool,
-    "__float__": float,
-    "__index__": int,
-    "__int__": int,
-    "__array__": np.asarray,
-    "item": np.ndarray.item,
-    "numpy": np.asarray,
-    "tolist": np.ndarray.tolist,
-}
-"""Methods that want a tensor's values."""
 
 
 def _in_float32(tensor: Tensor) -> Tensor:
@@ -205,7 +206,8 @@ def simulated(on_gpu: bool = True) -> Iterator[Follower]:
     """
     follower = Follower()
     with ExitStack() as stack:
-        fake = FakeTensorMode(allow_non_fake_inputs=True)
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        fake = _FakeTensorMode(allow_non_fake_inputs=True)
         # it would refer to parameters, and torch moves no module to whose parameters others refer
         fake.fake_tensor_converter.set_tensor_memo = lambda *_: None
         stack.enter_context(fake)

@@ -14,7 +14,7 @@ from nnunet_ext.memory.simulation import ACTIVATIONS, IMAGES, OPTIMISER, PARAMET
 from nnunet_ext.memory.steps import Training, networks_of, random_batch, steps
 from tests import tiny
 
-CLOSE = 0.01
+CLOSE = 0.05
 
 
 def training(trainer: str, settings: dict[str, Any] | None = None, **task: Any) -> Training:
