@@ -170,6 +170,7 @@ REPORTS = {
     "gpu_parts": gpu_parts,
     "peaks": memory_peaks,
     "arms": step_cost,
+    "comparisons": lambda record: "Tables are in [docs](../../docs/statistics.md).",
     "losses": named_rows,
     "estimators": named_rows,
     "images": named_rows,

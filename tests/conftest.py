@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +32,29 @@ def make_raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., P
         (tmp_path / variable).mkdir()
         monkeypatch.setenv(variable, str(tmp_path / variable))
     return lambda name, *args, **kwargs: write_raw(tmp_path / "nnUNet_raw" / name, *args, **kwargs)
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Install packages of somebody else's; see ``tests.packages.write_package``."""
+    from nnunet_ext import registry
+    from tests.packages import write_package
+
+    site = tmp_path / "site"
+    site.mkdir()
+    monkeypatch.syspath_prepend(str(site))
+    before = set(sys.modules)
+
+    def write(*args: Any, **kwargs: Any) -> None:
+        write_package(site, *args, **kwargs)
+        importlib.invalidate_caches()
+        registry.others.cache_clear()
+
+    yield write
+    registry.others.cache_clear()
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", None)).startswith(str(site)):
+            del sys.modules[name]
 
 
 @pytest.fixture

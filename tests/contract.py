@@ -236,11 +236,8 @@ class TrainerContract:
 
     # ---------------------------------------------------------------------------- descriptions
 
-    def test_the_class_says_what_it_is_for(self, recipe: Recipe) -> None:
-        trainer = getattr(nnunet_ext.trainers, recipe.trainer)
-        for text in (trainer.purpose, trainer.paper, trainer.relative_cost):
-            assert text.strip()
-        assert trainer.__doc__
+    def test_the_class_says_what_it_does(self, recipe: Recipe) -> None:
+        assert getattr(nnunet_ext.trainers, recipe.trainer).__doc__
 
 
 class NetworkContract:

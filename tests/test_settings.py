@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nnunet_ext._common.errors import SettingsError
+from nnunet_ext.registry import METHODS
 from nnunet_ext.settings import (
-    METHODS,
     PLANS_KEY,
     TrainingSettings,
     read_method_settings,
@@ -222,3 +222,10 @@ def test_every_setting_is_described(settings_class: type) -> None:
     hints: Mapping[str, Any] = settings_class.__annotations__
     for name, hint in hints.items():
         assert any(getattr(part, "description", None) for part in get_args(hint)), name
+
+
+def test_methods_that_the_reader_names_are_known_as_well() -> None:
+    block = configuration({"mine": {"strength": 2}, "num_epochs": 3})
+    assert read_training_settings(block, WHERE, ["mine"]).num_epochs == 3
+    with pytest.raises(SettingsError, match="Did you mean mine"):
+        read_training_settings(configuration({"mien": {}}), WHERE, ["mine"])

@@ -1,7 +1,10 @@
 """Small things that everything printed here shares."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
+import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -15,17 +18,28 @@ def print_plain(console: Console, text: str, style: str = "") -> None:
     console.print(Text(text, style=style), soft_wrap=True)
 
 
+def lay_out(
+    rows: Iterable[Sequence[str | Text]],
+    fold: Collection[int],
+    heading: Sequence[str] = (),
+    gap: int = 0,
+) -> Table:
+    """Lay rows out as a table without lines; only the columns in ``fold`` are ever wrapped."""
+    rows = list(rows)
+    table = Table(box=None, padding=(0, 2, gap, 0), pad_edge=False, show_header=bool(heading))
+    for column, title in enumerate(heading or [""] * max(map(len, rows), default=0)):
+        table.add_column(title, no_wrap=column not in fold, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+    return table
+
+
 def print_table(
     console: Console, heading: tuple[str, ...], rows: Sequence[tuple[str, ...]]
 ) -> None:
     """Print a table without lines, and nothing where there are no rows."""
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for column in heading:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*map(Text, row))
     if rows:
-        console.print(table)
+        console.print(lay_out(rows, range(len(heading)), heading))
 
 
 def some(names: Sequence[str]) -> str:
@@ -34,10 +48,22 @@ def some(names: Sequence[str]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time span as people read it, ``7 s``, ``4:05 min`` or ``2:10 h``."""
+    """A time span as people read it, ``7 s``, ``4:05 min`` or ``2:10 h``; a dash for NaN."""
+    if math.isnan(seconds):
+        return "\N{EN DASH}"
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
     if whole < 3600:
         return f"{whole // 60}:{whole % 60:02d} min"
     return f"{whole // 3600}:{whole % 3600 // 60:02d} h"
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Make Ctrl-C end the command with a line on how to go on, and a shell's exit code for it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("\nInterrupted. Run the same command again to go on from here.", err=True)
+        raise typer.Exit(130) from None

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#D55E00", "#0072B2")
 """Okabe and Ito's, which colour-blind people can tell apart; labels beyond repeat them."""
 
+LINE_COLOURS = tuple(COLOURS[i] for i in (6, 5, 2, 3, 1, 0))
+"""The same without the yellow, which is too pale for lines on white."""
+
 PHOTOGRAPHS = (".png", ".bmp", ".tif", ".tiff")
 """Formats that nnU-Net reads without a medical reader; they hold no orientation."""
 

@@ -2,5 +2,6 @@
 
 from nnunet_ext.augmentation.amplitude_mixup import amplitude_mixup
 from nnunet_ext.augmentation.condseg import strong_view
+from nnunet_ext.augmentation.gin import gin
 
-__all__ = ["amplitude_mixup", "strong_view"]
+__all__ = ["amplitude_mixup", "gin", "strong_view"]

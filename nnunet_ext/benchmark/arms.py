@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nnunet_ext import trainers
 from nnunet_ext._common.errors import UserError
 from nnunet_ext.benchmark.spec import Benchmark
-from nnunet_ext.settings import METHODS, PLANS_KEY, read_method_settings
+from nnunet_ext.registry import LENGTH_SUFFIX, METHODS
+from nnunet_ext.settings import PLANS_KEY, read_method_settings, read_training_settings
 
 STOCK = "nnUNetTrainer"
 STOCK_EPOCHS = 1000
@@ -39,46 +39,43 @@ def find_training(benchmark: Benchmark, arm: str) -> Training:
     wished length gives way to that (``nnUNetTrainer_5epochs``), any other to its twin that
     reads them (``ExtensionTrainerDA5`` for ``nnUNetTrainerDA5``).
     """
+    from nnunet_ext.trainers import ExtensionTrainer
+
     name, settings = benchmark.arms[arm].trainer, benchmark.settings_of(arm)
     try:
         found = _find(name)
-        if settings and not _reads_settings(found):
+        if settings and not issubclass(found, ExtensionTrainer):
             name, found = _instead(name, found, settings)
-        if _reads_settings(found):
-            _check_methods(name, found, settings, benchmark.arms[arm].settings)
+        reads = issubclass(found, ExtensionTrainer)
+        if reads:
+            _check_settings(name, found, settings, benchmark.arms[arm].settings)
     except UserError as error:
         return Training(name, problem=str(error))
-    length = trainers.LENGTH_SUFFIX.fullmatch(name)
+    length = LENGTH_SUFFIX.fullmatch(name)
     epochs = int(length["epochs"]) if length else settings.get("num_epochs")
-    if epochs is None and (name == STOCK or _reads_settings(found)):
+    if epochs is None and (name == STOCK or reads):
         epochs = STOCK_EPOCHS
     requires_domains = getattr(found, "requires_domains", False)
-    return Training(name, _reads_settings(found), epochs, requires_domains=requires_domains)
+    return Training(name, reads, epochs, requires_domains=requires_domains)
 
 
-def _find(name: str) -> type:
+def _find(name: str) -> Any:
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
     try:
-        found: type = recursive_find_trainer_class_by_name(name)
+        return recursive_find_trainer_class_by_name(name)
     except UserError:
         raise
     except Exception as error:  # a trainer of the user's may fail in any way when imported
         raise UserError(f"The trainer {name} cannot be imported: {error!r}") from error
-    return found
 
 
-def _reads_settings(trainer: type) -> bool:
-    from nnunet_ext.trainers import ExtensionTrainer
-
-    return issubclass(trainer, ExtensionTrainer)
-
-
-def _check_methods(
+def _check_settings(
     name: str, trainer: Any, settings: Mapping[str, Any], own: Mapping[str, Any]
 ) -> None:
-    """Refuse settings of methods that are wrong, or that the arm asks for in vain."""
+    """Refuse settings that are wrong, or those of methods that the arm asks for in vain."""
     known = trainer.collected_method_settings()
+    read_training_settings({PLANS_KEY: settings}, f"settings of {name}", known)
     for method, settings_class in known.items():
         read_method_settings({PLANS_KEY: settings}, method, settings_class, f"settings of {name}")
     in_vain = [method for method in METHODS if method in own and method not in known]
@@ -86,25 +83,19 @@ def _check_methods(
         raise UserError(f"{name} does not read the settings of {', '.join(in_vain)}.")
 
 
-def _instead(name: str, found: type, settings: Mapping[str, Any]) -> tuple[str, type]:
-    if not found.__module__.startswith("nnunetv2."):
-        raise UserError(
-            f"{name} reads no settings from the plans, so {', '.join(settings)} would have no "
-            "effect. Derive it from nnunet_ext.trainers.ExtensionTrainer, or leave the settings "
-            "of this arm and of the benchmark out."
-        )
-    if set(settings) == {"num_epochs"}:
-        epochs = settings["num_epochs"]
-        variant = f"{name}_{epochs}epoch{'s' * (epochs != 1)}"
+def _instead(name: str, found: type, settings: Mapping[str, Any]) -> tuple[str, Any]:
+    """A trainer of nnU-Net's in place of one that reads no settings."""
+    candidates = [name.replace("nnUNet", "Extension", 1)]
+    if settings.keys() == {"num_epochs"}:
+        plural = "s" * (settings["num_epochs"] != 1)
+        candidates.insert(0, f"{name}_{settings['num_epochs']}epoch{plural}")
+    for other in candidates if found.__module__.startswith("nnunetv2.") else ():
         try:
-            return variant, _find(variant)
+            return other, _find(other)
         except UserError:
-            pass  # nnU-Net has none of this length
-    twin = name.replace("nnUNet", "Extension", 1)
-    try:
-        return twin, _find(twin)
-    except UserError:
-        raise UserError(
-            f"{name} reads no settings from the plans, so {', '.join(settings)} would have no "
-            "effect, and it has no twin that reads them. Leave the settings out for this arm."
-        ) from None
+            continue  # nnU-Net has none of this length, or there is no such twin
+    raise UserError(
+        f"{name} reads no settings from the plans, so {', '.join(settings)} would have no effect. "
+        "Leave the settings of this arm and of the benchmark out, or derive the trainer from "
+        "nnunet_ext.trainers.ExtensionTrainer."
+    )

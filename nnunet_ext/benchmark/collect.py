@@ -14,7 +14,8 @@ from nnunet_ext.benchmark import spec
 from nnunet_ext.benchmark.layout import Cell, Layout, State
 from nnunet_ext.benchmark.prepare import Prepared, read_prepared
 from nnunet_ext.benchmark.results import CLEAN, SEEN, TEST, UNSEEN, Results
-from nnunet_ext.evaluation.metrics import MEASURES, measure_case
+from nnunet_ext.evaluation.metrics import MEASURES
+from nnunet_ext.evaluation.scoring import measure_case, read_summary
 from nnunet_ext.nnunet.datasets import label_names
 
 if TYPE_CHECKING:
@@ -30,29 +31,6 @@ SCORE_COLUMNS = (
     *("empty", "summary", "image", "truth", "prediction"),
 )
 CURVE_COLUMNS = (*CELL_COLUMNS, "epoch", "train_loss", "val_loss", "pseudo_dice", "seconds")
-
-
-def read_summary(path: Path) -> list[dict[str, Any]]:
-    """Read the cases of an nnU-Net evaluation.
-
-    Returns:
-        One mapping per case: ``reference_file``, ``prediction_file`` and ``metrics`` by label.
-
-    Raises:
-        UserError: If the file is missing or damaged.
-    """
-    try:
-        cases: list[dict[str, Any]] = read_json(path)["metric_per_case"]
-        for case in cases:
-            Path(case["reference_file"]), Path(case["prediction_file"])
-            for metrics in case["metrics"].values():
-                float("nan" if metrics["Dice"] is None else metrics["Dice"])
-    except (UserError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path} is missing or damaged ({error}). `nnunet-ext benchmark run` makes it again "
-            "from the trained model."
-        ) from None
-    return cases
 
 
 def measure_evaluation(evaluation: Path, layout: Layout) -> "pd.DataFrame":

@@ -14,34 +14,24 @@ from nnunet_ext.settings import STRICT
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
 
 @dataclass(frozen=True, config=STRICT)
 class Degradation:
-    """What is done to an image: first blur, then contrast, gamma and noise."""
+    """What is done to an image: first blur, then contrast, gamma and noise.
 
-    contrast: Annotated[
-        float, Field(gt=0, le=1, description="intensities shrink to the image's mean by this")
-    ] = 1.0
-    gamma: Annotated[
-        float,
-        Field(gt=0, allow_inf_nan=False, description="exponent, between the image's extremes"),
-    ] = 1.0
-    blur: Annotated[
-        float,
-        Field(
-            ge=0,
-            allow_inf_nan=False,
-            description="sigma of a Gaussian, in voxels along the axis of the finest spacing",
-        ),
-    ] = 0.0
-    noise: Annotated[
-        float,
-        Field(
-            ge=0,
-            allow_inf_nan=False,
-            description="sigma of Gaussian noise over that of the undegraded image",
-        ),
-    ] = 0.0
+    Attributes:
+        contrast: Intensities shrink to the image's mean by this factor.
+        gamma: Exponent, between the image's extremes.
+        blur: Sigma of a Gaussian, in voxels along the axis of the finest spacing.
+        noise: Sigma of Gaussian noise over that of the undegraded image.
+    """
+
+    contrast: Annotated[float, Field(gt=0, le=1)] = 1.0
+    gamma: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    blur: NotNegative = 0.0
+    noise: NotNegative = 0.0
 
 
 def degrade(
@@ -82,15 +72,9 @@ def degrade(
 
 
 def write_degraded(source: Path, target: Path, degradation: Degradation, seed: int) -> None:
-    """Write a degraded copy of an image in a format of nnU-Net's.
+    """Write a degraded copy of an image in a format of nnU-Net's, 2D or 3D, grey or coloured.
 
     The noise depends on the seed and the name of the file, not on the order of files.
-
-    Args:
-        source: The image; 2D or 3D, grey or in colours.
-        target: Where the copy goes, in an existing folder; its ending must be the source's.
-        degradation: How much of what.
-        seed: Decides the noise.
 
     Raises:
         UserError: If the image cannot be read.

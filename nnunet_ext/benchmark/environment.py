@@ -7,7 +7,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("nnunet-ext", "nnunetv2", "torch", "dynamic-network-architectures")
+PACKAGES = (
+    *("nnunet-ext", "nnunetv2", "torch", "dynamic-network-architectures"),
+    *("batchgeneratorsv2", "numpy", "scipy"),
+)
 
 
 def processor() -> str:

@@ -1,6 +1,6 @@
 """Corrupted training labels, to measure how a method stands wrong ones."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from random import Random
 from typing import Annotated
@@ -13,27 +13,15 @@ from nnunet_ext._common.near import did_you_mean
 from nnunet_ext.nnunet.images import copy_image, read_image
 from nnunet_ext.settings import STRICT
 
-BACKGROUND = 0
-
 
 @dataclass(frozen=True, config=STRICT)
 class LabelNoise:
     """What is wrong with the labels: one of them is missing, or they are another observer's."""
 
-    drop_label: Annotated[
-        int | None, Field(ge=1, description="label that becomes background in some cases")
-    ] = None
-    drop_share: Annotated[
-        float, Field(ge=0, le=1, description="share of all cases in which it does")
-    ] = 0.0
-    labels_folder: Annotated[
-        str | None,
-        Field(
-            min_length=1,
-            description="folder of the raw data set with other labels of all or some cases",
-        ),
-    ] = None
-    seed: Annotated[int, Field(ge=0, description="decides which cases lose the label")] = 0
+    drop_label: Annotated[int | None, Field(ge=1)] = None  # becomes background in some cases
+    drop_share: Annotated[float, Field(ge=0, le=1)] = 0.0  # of all cases
+    labels_folder: Annotated[str | None, Field(min_length=1)] = None  # of the raw data set
+    seed: Annotated[int, Field(ge=0)] = 0  # decides which cases lose the label
 
     def __post_init__(self) -> None:
         if (self.drop_label is None) == (self.labels_folder is None):
@@ -64,7 +52,7 @@ def corrupt(
         raise UserError(f"{target} holds the clean labels; choose another folder.")
     target.mkdir(parents=True, exist_ok=True)
     if noise.drop_label is not None:
-        changed = _drop(labels, target, noise.drop_label, _chosen(labels, noise))
+        changed = _drop(labels, target, noise.drop_label, noise)
     else:
         changed = _exchange(labels, target, raw_dataset / str(noise.labels_folder))
     for case in labels.keys() - changed:
@@ -72,25 +60,22 @@ def corrupt(
     return sorted(changed)
 
 
-def _chosen(cases: Iterable[str], noise: LabelNoise) -> set[str]:
-    """The cases that lose a label; those of a smaller share are among those of a larger."""
-    in_order = sorted(cases)
-    Random(noise.seed).shuffle(in_order)
-    return set(in_order[: round(noise.drop_share * len(in_order))])
-
-
-def _drop(labels: Mapping[str, Path], target: Path, label: int, chosen: set[str]) -> set[str]:
+def _drop(labels: Mapping[str, Path], target: Path, label: int, noise: LabelNoise) -> set[str]:
+    """Make a label background; the cases of a smaller share are among those of a larger."""
     if not any((read_image(file).voxels == label).any() for file in labels.values()):
         raise UserError(
             f"drop_label is {label}, but none of the {len(labels)} training cases has this label. "
             'Name one that stands in "labels" of dataset.json.'
         )
+    in_order = sorted(labels)
+    Random(noise.seed).shuffle(in_order)
     changed = set()
-    for case in chosen:
+    for case in in_order[: round(noise.drop_share * len(in_order))]:
         image = read_image(labels[case])
-        if (image.voxels == label).any():
+        dropped = image.voxels == label
+        if dropped.any():
             without = image.voxels.copy()
-            without[without == label] = BACKGROUND
+            without[dropped] = 0
             image.save(without, target / labels[case].name)
             changed.add(case)
     return changed
@@ -103,26 +88,22 @@ def _exchange(labels: Mapping[str, Path], target: Path, folder: Path) -> set[str
             f"There is no folder {folder}, which labels_folder names."
             f"{did_you_mean(folder.name, there)} There are: {', '.join(there) or 'none'}."
         )
-    others = {case: folder / file.name for case, file in labels.items()}
-    others = {case: other for case, other in others.items() if other.is_file()}
-    if not others:
+    clean = {case: file for case, file in labels.items() if (folder / file.name).is_file()}
+    if not clean:
         raise UserError(
             f"{folder} has labels of none of the {len(labels)} training cases. Its files must be "
             f"named like the clean ones, such as {next(iter(labels.values())).name}."
         )
-    changed = {case for case, other in others.items() if _differ(labels[case], other)}
-    for case in changed:
-        copy_image(others[case], target / labels[case].name)
+    changed = set()
+    for case, file in clean.items():
+        other = folder / file.name
+        first, second = read_image(file).voxels, read_image(other).voxels
+        if first.shape != second.shape:
+            raise UserError(
+                f"{other} does not fit its image: its shape is {second.shape[1:]}, that of the "
+                f"clean labels {first.shape[1:]}. Resample it or remove it."
+            )
+        if (first != second).any():
+            copy_image(other, target / file.name)
+            changed.add(case)
     return changed
-
-
-def _differ(clean: Path, other: Path) -> bool:
-    import numpy as np
-
-    first, second = read_image(clean).voxels, read_image(other).voxels
-    if first.shape != second.shape:
-        raise UserError(
-            f"{other} does not fit its image: its shape is {second.shape[1:]}, that of the clean "
-            f"labels {first.shape[1:]}. Resample it or remove it."
-        )
-    return not np.array_equal(first, second)

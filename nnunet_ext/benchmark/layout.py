@@ -44,69 +44,39 @@ class Cell:
 
 @dataclass
 class State:
-    """What is known of a cell.
+    """What is known of a cell."""
 
-    Attributes:
-        status: ``running`` is only believed while the cell's lock is held.
-        reason: Why it failed.
-        slot: The GPU that it runs on, where that had to be said.
-        stage: What it does now.
-        epoch: Epochs that are finished.
-        epochs: Epochs in the end, if known.
-        seconds: Wall time, earlier runs included.
-        peak_memory_mib: Peak over all its commands.
-        memory_kind: ``GPU`` (as PyTorch reserved it) or ``RAM`` (resident set of the process).
-        commands: nnU-Net's commands, as they were run.
-        circumstances: Hardware and versions.
-    """
-
-    status: Status = "missing"
-    reason: str = ""
-    slot: str | None = None
-    stage: str = ""
-    epoch: int = 0
-    epochs: int | None = None
-    seconds: float = 0.0
-    peak_memory_mib: float | None = None
-    memory_kind: str = ""
-    commands: list[str] = field(default_factory=list)
-    circumstances: dict[str, Any] = field(default_factory=dict)
+    status: Status = "missing"  # "running" is only believed while the cell's lock is held
+    reason: str = ""  # why it failed
+    gpu: str | None = None  # that it runs on, where that had to be said
+    epoch: int = 0  # epochs that have begun
+    epochs: int | None = None  # in the end, if known
+    seconds: float = 0.0  # wall time, earlier runs included
+    peak_memory_mib: float | None = None  # over all its commands
+    memory_kind: str = ""  # "GPU" (as PyTorch reserved it) or "RAM" (resident set)
+    commands: list[str] = field(default_factory=list)  # nnU-Net's, as they were run
+    circumstances: dict[str, Any] = field(default_factory=dict)  # hardware and versions
 
 
 class Layout:
-    """The folder of a benchmark.
-
-    Args:
-        root: The folder, claimed already.
-    """
+    """The folder of a benchmark of one data set."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.expanduser().resolve()
+        # plans and splits of the benchmark's own, where images are links; trained models
+        self.preprocessed = self.root / "nnUNet_preprocessed"
+        self.results = self.root / "nnUNet_results"
+        # data set with noisy labels, and what nnU-Net makes of it
+        self.noisy_raw = self.root / "noisy" / "nnUNet_raw"
+        self.noisy_preprocessed = self.root / "noisy" / "nnUNet_preprocessed"
+        self.degraded = self.root / "degraded_images"  # by degradation and fold
+        self.prepared = self.root / "prepared.json"  # what preparation has found out
+        self.report = self.root / "report"
 
     @cached_property
     def benchmark(self) -> Benchmark:
         """What the folder's ``benchmark.json`` says."""
         return spec.read(self.root)
-
-    @property
-    def noisy_raw(self) -> Path:
-        """Raw data set with noisy labels."""
-        return self.root / "noisy" / "nnUNet_raw"
-
-    @property
-    def noisy_preprocessed(self) -> Path:
-        """What nnU-Net makes of it."""
-        return self.root / "noisy" / "nnUNet_preprocessed"
-
-    @property
-    def preprocessed(self) -> Path:
-        """Plans and splits of the benchmark's own; the images are links."""
-        return self.root / "nnUNet_preprocessed"
-
-    @property
-    def results(self) -> Path:
-        """Trained models, as nnU-Net lays them out."""
-        return self.root / "nnUNet_results"
 
     @property
     def dataset(self) -> Path:
@@ -118,37 +88,8 @@ class Layout:
         """Clean labels of all training cases, as nnU-Net's validation finds them."""
         return self.dataset / "gt_segmentations"
 
-    @property
-    def degraded(self) -> Path:
-        """Degraded images, by degradation and fold."""
-        return self.root / "degraded_images"
-
-    @property
-    def report(self) -> Path:
-        """Where the report goes."""
-        return self.root / "report"
-
-    @property
-    def prepared(self) -> Path:
-        """What preparation has found out: trainer classes, raw images, labels."""
-        return self.root / "prepared.json"
-
-    @property
-    def jobs(self) -> Path:
-        """submitit's own files."""
-        return self.root / "jobs"
-
-    @property
-    def lock(self) -> FileLock:
-        """Held while ``benchmark run`` works in this folder."""
-        return FileLock(self.root / ".lock")
-
     def cells(self, test: bool) -> Iterator[Cell]:
-        """All cells; those needed for a first comparison of all arms come first.
-
-        Args:
-            test: Whether there is a test set.
-        """
+        """All cells, also of a test set; those for a first comparison of all arms come first."""
         benchmark = self.benchmark
         for seed in range(benchmark.seeds):
             for fold in [*benchmark.folds, *([None] if test else [])]:
@@ -174,12 +115,7 @@ class Layout:
         return self.folder(cell) / "log.txt"
 
     def model(self, cell: Cell, trainer: str) -> Path:
-        """nnU-Net's folder of the trained model.
-
-        Args:
-            cell: One of its cells.
-            trainer: Name of the class that trains.
-        """
+        """nnU-Net's folder of the model that a trainer of this name has trained in a cell."""
         plans = self.benchmark.plans_of(cell.arm)
         name = f"{trainer}__{plans}__{cell.trained_configuration}"
         return self.results / self.benchmark.dataset / name
@@ -213,11 +149,21 @@ class Layout:
     def state(self, cell: Cell) -> State:
         """What is known of a cell; an unreadable record counts as none."""
         try:
-            return State(**read_json(self.folder(cell) / "state.json"))
-        except (UserError, TypeError):
+            known = read_json(self.folder(cell) / "state.json").items()
+            return State(**{name: value for name, value in known if hasattr(State(), name)})
+        except (UserError, AttributeError):
             return State()
 
     def save(self, cell: Cell, state: State) -> None:
         """Keep what is known of a cell."""
         self.folder(cell).mkdir(parents=True, exist_ok=True)
         write_json(self.folder(cell) / "state.json", asdict(state))
+
+
+def layouts(folder: Path) -> list[Layout]:
+    """The folder of a benchmark, or those in it of its data sets if there are several.
+
+    Raises:
+        UserError: If it holds no benchmark.
+    """
+    return [Layout(folder / name) for name in spec.read(folder).datasets] or [Layout(folder)]

@@ -23,8 +23,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-ARM_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-"""Okabe and Ito's, without the yellow that is too pale for lines on white."""
+from nnunet_ext._common.pictures import LINE_COLOURS
+
 BASELINE_COLOUR = "#4d4d4d"
 DASHES = ("-", "--", ":")
 MARKERS = ("o", "s", "^")
@@ -82,8 +82,8 @@ def arm_styles(arms: Sequence[str], baseline: str) -> dict[str, ArmStyle]:
     styles = {}
     others = [arm for arm in arms if arm != baseline]
     for i, arm in enumerate(others):
-        again = i // len(ARM_COLOURS) % len(DASHES)
-        styles[arm] = ArmStyle(ARM_COLOURS[i % len(ARM_COLOURS)], DASHES[again], MARKERS[again])
+        again = i // len(LINE_COLOURS) % len(DASHES)
+        styles[arm] = ArmStyle(LINE_COLOURS[i % len(LINE_COLOURS)], DASHES[again], MARKERS[again])
     return {arm: styles.get(arm, ArmStyle(BASELINE_COLOUR, "-", "D")) for arm in arms}
 
 

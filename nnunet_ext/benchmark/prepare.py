@@ -16,15 +16,22 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from nnunet_ext._common.errors import UserError
-from nnunet_ext._common.files import read_json, replacing, write_json
+from nnunet_ext._common.files import read_json, write_json
 from nnunet_ext._common.near import did_you_mean
 from nnunet_ext.benchmark import label_noise
 from nnunet_ext.benchmark.arms import Training, find_training
 from nnunet_ext.benchmark.degradation import write_degraded
 from nnunet_ext.benchmark.layout import Cell, Layout
-from nnunet_ext.benchmark.spec import Benchmark, merged
+from nnunet_ext.benchmark.spec import Benchmark, merged, refuse_missing_folds
 from nnunet_ext.domains.assignment import Domains, read_domains, refuse_unfit_for_training
-from nnunet_ext.domains.splits import SPLITS_FILE, Split
+from nnunet_ext.domains.splits import (
+    SPLITS_FILE,
+    Split,
+    divided_subjects,
+    grouped_folds,
+    nnunets_folds,
+    read_splits,
+)
 from nnunet_ext.nnunet import commands
 from nnunet_ext.nnunet.datasets import (
     PREPROCESSED,
@@ -34,43 +41,32 @@ from nnunet_ext.nnunet.datasets import (
     number_of,
     training_cases,
 )
+from nnunet_ext.nnunet.images import copy_image
+from nnunet_ext.nnunet.plans import Configuration, PlansFile
+from nnunet_ext.registry import PLANNERS
 from nnunet_ext.settings import PLANS_KEY
 
 STOCK_PLANNERS = {
     "nnUNetPlans": "ExperimentPlanner",
-    "nnUNetResEncUNetMPlans": "nnUNetPlannerResEncM",
-    "nnUNetResEncUNetLPlans": "nnUNetPlannerResEncL",
-    "nnUNetResEncUNetXLPlans": "nnUNetPlannerResEncXL",
+    **{f"nnUNetResEncUNet{size}Plans": f"nnUNetPlannerResEnc{size}" for size in ("M", "L", "XL")},
 }
 """Name of plans -> planner of nnU-Net's that makes them."""
 
-Plans = dict[str, Any]
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the cells need to know.
+    """What the cells need to know."""
 
-    Attributes:
-        trainings: Arm -> who trains it.
-        folds: Fold -> its held-out cases.
-        images: Case -> image files, one per channel, held-out cases only.
-        file_ending: Of images and labels.
-        test_images: Folder of the test set, or nothing.
-        test_labels: Folder of its labels, or nothing.
-        noisy: Cases whose training labels were corrupted.
-        domains: Fold -> domains of its training cases.
-    """
-
-    trainings: dict[str, Training]
-    folds: dict[int, list[str]]
-    images: dict[str, list[str]]
-    file_ending: str
-    test_images: str | None
-    test_labels: str | None
-    noisy: list[str]
-    domains: dict[int, list[str]] = field(default_factory=dict)
+    trainings: dict[str, Training]  # arm -> who trains it
+    folds: dict[int, list[str]]  # fold -> its held-out cases
+    images: dict[str, list[str]]  # case -> image files, one per channel, held-out cases only
+    file_ending: str  # of images and labels
+    test_images: str | None  # folder of the test set, or nothing
+    test_labels: str | None  # folder of its labels, or nothing
+    noisy: list[str]  # cases whose training labels were corrupted
+    domains: dict[int, list[str]] = field(default_factory=dict)  # fold -> those it trains on
 
 
 def read_prepared(layout: Layout) -> Prepared:
@@ -109,33 +105,30 @@ def prepare(layout: Layout, say: Say) -> Prepared:
         noisy = _write_noisy_raw(layout, raw, cases)
         folders = {RAW: layout.noisy_raw, PREPROCESSED: layout.noisy_preprocessed}
     preprocessed = folders[PREPROCESSED] / benchmark.dataset
-    splits = _splits(layout, sorted(cases))
     domains = read_domains(dataset_json, str(raw / "dataset.json"))
-    trainings = {
-        arm: _with_domains(find_training(benchmark, arm), layout, splits, domains)
-        for arm in benchmark.arms
-    }
-    for arm, training in trainings.items():
-        if training.problem:
-            say(f"{arm} cannot be trained: {training.problem}")
-        elif training.trainer != benchmark.arms[arm].trainer:
-            say(f"{arm}: trained by {training.trainer}, which takes the settings")
-    if all(training.problem for training in trainings.values()):
-        raise UserError("None of the arms can be trained.")
-    for plans in _names_of_plans(benchmark):
+    splits = _splits(layout, sorted(cases), domains, say)
+    trainings = _trainings(benchmark, splits, domains, say)
+    for plans in {benchmark.plans_of(arm): None for arm in benchmark.arms}:
         _plan_and_preprocess(layout, folders, plans, len(cases), say)
-    _write_preprocessed(layout, preprocessed, trainings, splits)
-    _write_truth(
-        layout, {case: Path(str(case_files["label"])) for case, case_files in cases.items()}
-    )
+        _write_preprocessed(layout, preprocessed, plans, trainings)
+    write_json(layout.dataset / SPLITS_FILE, splits)
+    layout.truth.mkdir(parents=True, exist_ok=True)
+    for label in (Path(files["label"]) for files in cases.values()):
+        # clean also where training uses noisy ones: nnU-Net validates against these
+        if not (layout.truth / label.name).exists():
+            copy_image(label, layout.truth / label.name)
     folds = {fold: splits[fold]["val"] for fold in benchmark.folds}
-    held_out = sorted({case for fold in folds.values() for case in fold})
+    test = [
+        str(folder) if folder.is_dir() and any(folder.iterdir()) else None
+        for folder in (raw / "imagesTs", raw / "labelsTs")
+    ]
     prepared = Prepared(
         trainings,
         folds,
-        {case: list(cases[case]["images"]) for case in held_out},
+        {case: list(cases[case]["images"]) for fold in folds.values() for case in sorted(fold)},
         dataset_json["file_ending"],
-        *_test_set(raw),
+        test[0],
+        test[1] if test[0] else None,
         noisy,
         {
             fold: sorted({domains[case] for case in splits[fold]["train"] if case in domains})
@@ -147,14 +140,29 @@ def prepare(layout: Layout, say: Say) -> Prepared:
     return prepared
 
 
+def _trainings(
+    benchmark: Benchmark, splits: Sequence[Split], domains: Domains, say: Say
+) -> dict[str, Training]:
+    """Who trains each arm, and before hours of training, which arms nobody can."""
+    trainings = {arm: find_training(benchmark, arm) for arm in benchmark.arms}
+    for arm, training in trainings.items():
+        try:
+            for fold in benchmark.folds if training.requires_domains else ():
+                refuse_unfit_for_training(
+                    domains, splits[fold]["train"], training.trainer, benchmark.dataset, least=2
+                )
+        except UserError as error:
+            trainings[arm] = training = replace(training, problem=str(error))
+        if training.problem:
+            say(f"{arm} cannot be trained: {training.problem}")
+        elif training.trainer != benchmark.arms[arm].trainer:
+            say(f"{arm}: trained by {training.trainer}, which takes the settings")
+    if all(training.problem for training in trainings.values()):
+        raise UserError("None of the arms can be trained.")
+    return trainings
+
+
 # -------------------------------------------------------------------------------- raw and planned
-
-
-def _test_set(raw: Path) -> tuple[str | None, str | None]:
-    images, labels = raw / "imagesTs", raw / "labelsTs"
-    if not images.is_dir() or not any(images.iterdir()):
-        return None, None
-    return str(images), str(labels) if labels.is_dir() and any(labels.iterdir()) else None
 
 
 def _write_noisy_raw(
@@ -177,45 +185,39 @@ def _write_noisy_raw(
     return noisy
 
 
-def _names_of_plans(benchmark: Benchmark) -> list[str]:
-    return list(dict.fromkeys(benchmark.plans_of(arm) for arm in benchmark.arms))
-
-
 def _plan_and_preprocess(
     layout: Layout, folders: Mapping[str, Path], plans_name: str, cases: int, say: Say
 ) -> None:
     """Have nnU-Net make what is missing of plans and preprocessed images."""
-    benchmark = layout.benchmark
-    preprocessed = folders[PREPROCESSED] / benchmark.dataset
-    number = number_of(benchmark.dataset)
-    path = preprocessed / f"{plans_name}.json"
+    dataset, missing = layout.benchmark.dataset, list(layout.benchmark.configurations)
+    path = folders[PREPROCESSED] / dataset / f"{plans_name}.json"
     workers = str(commands.workers())
     if path.exists():
-        missing = [
-            name
-            for name in benchmark.configurations
-            if not _is_preprocessed(preprocessed, _resolved(read_json(path), name, path), cases)
-        ]
-        command = ["nnUNetv2_preprocess", "-d", number, "-plans_name", plans_name]
-        command += ["-c", *missing, "-np", *[workers] * len(missing)]
+        missing = _not_preprocessed(path, missing, cases)
+        command = ["nnUNetv2_preprocess", "-d", number_of(dataset), "-plans_name", plans_name]
     else:
-        missing = list(benchmark.configurations)
-        command = ["nnUNetv2_plan_and_preprocess", "-d", number]
-        command += ["-pl", planner_of(plans_name), "-c", *missing, "-npfp", workers]
-        command += ["-np", *[workers] * len(missing)]
+        command = ["nnUNetv2_plan_and_preprocess", "-d", number_of(dataset)]
+        command += ["-pl", planner_of(plans_name), "-npfp", workers, "--verify_dataset_integrity"]
     if not missing:
         return
+    command += ["-c", *missing, "-np", *[workers] * len(missing)]
     say(f"$ {' '.join(command)}")
-    environment = commands.environment("cpu") | {k: str(v) for k, v in folders.items()}
-    preprocessed.parent.mkdir(parents=True, exist_ok=True)
-    commands.run_command(command, environment, layout.root / "preprocess.log")
-    content = read_json(path)
-    for name in missing:
-        if not _is_preprocessed(preprocessed, _resolved(content, name, path), cases):
-            raise UserError(
-                f"{preprocessed} holds not all {cases} cases of configuration {name} after "
-                f"preprocessing. See {layout.root / 'preprocess.log'}."
-            )
+    path.parents[1].mkdir(parents=True, exist_ok=True)
+    log = layout.root / "preprocess.log"
+    commands.run_command(command, log, {name: str(path) for name, path in folders.items()})
+    if lacking := _not_preprocessed(path, missing, cases):
+        raise UserError(
+            f"{path.parent} holds not all {cases} cases of configuration {lacking[0]} after "
+            f"preprocessing. See {log}."
+        )
+
+
+def _not_preprocessed(path: Path, configurations: Sequence[str], cases: int) -> list[str]:
+    plans = PlansFile(path)
+    data = {
+        name: path.parent / _resolved(plans, name)["data_identifier"] for name in configurations
+    }
+    return [name for name in configurations if len(list(data[name].glob("*.pkl"))) < cases]
 
 
 def planner_of(plans_name: str) -> str:
@@ -224,10 +226,7 @@ def planner_of(plans_name: str) -> str:
     Raises:
         UserError: If it is none of ours or nnU-Net's.
     """
-    from nnunet_ext import planners
-
-    ours = {getattr(planners, name).default_plans_name: name for name in planners.MODULES}
-    known = STOCK_PLANNERS | ours
+    known = STOCK_PLANNERS | {planner.plans: name for name, planner in PLANNERS.items()}
     if plans_name not in known:
         raise UserError(
             f'There are no plans "{plans_name}" yet, and no planner is known to make them.'
@@ -237,23 +236,13 @@ def planner_of(plans_name: str) -> str:
     return known[plans_name]
 
 
-def _resolved(plans: Plans, name: str, path: Path) -> dict[str, Any]:
+def _resolved(plans: PlansFile, name: str) -> Configuration:
     """A configuration with what it inherits.
 
     Raises:
         UserError: If the plans do not have it, or it is the second stage of a cascade.
     """
-    configurations = plans["configurations"]
-    resolved: dict[str, Any] = {}
-    wanted: str | None = name
-    while wanted is not None:
-        if wanted not in configurations:
-            raise UserError(
-                f'{path} has no configuration "{wanted}".{did_you_mean(wanted, configurations)} '
-                f"There are: {', '.join(configurations)}."
-            )
-        resolved = {**configurations[wanted], **resolved}
-        wanted = configurations[wanted].get("inherits_from")
+    resolved = plans.resolve(name)
     if resolved.get("previous_stage"):
         raise UserError(
             f'Configuration "{name}" is the second stage of a cascade, which a benchmark cannot '
@@ -262,42 +251,34 @@ def _resolved(plans: Plans, name: str, path: Path) -> dict[str, Any]:
     return resolved
 
 
-def _is_preprocessed(preprocessed: Path, configuration: Mapping[str, Any], cases: int) -> bool:
-    data = preprocessed / configuration["data_identifier"]
-    return data.is_dir() and len(list(data.glob("*.pkl"))) >= cases
-
-
 # ------------------------------------------------------------------------ the benchmark's folders
 
 
-def _splits(layout: Layout, cases: list[str]) -> list[Split]:
+def _splits(layout: Layout, cases: list[str], domains: Domains, say: Say) -> list[Split]:
     """Training and held-out cases of each fold; those of an earlier run stay."""
-    users = nnunet_folder(PREPROCESSED, must_exist=False) / layout.benchmark.dataset / SPLITS_FILE
-    own = layout.dataset / SPLITS_FILE
-    if own.exists():
-        splits = read_json(own)
-    elif layout.benchmark.splits is not None:
-        splits = [
-            _split(split.validation, split.training, cases) for split in layout.benchmark.splits
-        ]
-    elif users.exists():
-        splits = read_json(users)
+    benchmark, path = layout.benchmark, layout.dataset / SPLITS_FILE
+    users = nnunet_folder(PREPROCESSED, must_exist=False) / benchmark.dataset / SPLITS_FILE
+    if path.exists():
+        splits = read_splits(path)
+    elif benchmark.splits is not None:
+        splits = [_split(each.validation, each.training, cases) for each in benchmark.splits]
     else:
-        from nnunetv2.utilities.crossval_split import generate_crossval_split
-
-        made = generate_crossval_split(cases)
-        splits = [{key: [str(case) for case in split[key]] for key in split} for split in made]
-    missing = [fold for fold in layout.benchmark.folds if fold >= len(splits)]
-    if missing:
-        raise UserError(
-            f"There is no fold {missing[0]}: {own if own.exists() else users} has {len(splits)}."
-        )
+        path = users
+        splits = read_splits(users) if users.exists() else nnunets_folds(cases)
+        # also where nnU-Net has put its own into the user's folder: it knows of no subjects
+        if benchmark.subject is not None and len(cases) >= 5 and splits == nnunets_folds(cases):
+            known = domains if domains.keys() >= set(cases) else None
+            splits = grouped_folds(cases, benchmark.subject_of, stratify=known)
+    refuse_missing_folds(benchmark.folds, len(splits), str(path))
     unknown = {case for split in splits for part in split.values() for case in part} - set(cases)
     if unknown:
         raise UserError(
-            f"The folds name cases that {layout.benchmark.dataset} does not have: "
+            f"The folds name cases that {benchmark.dataset} does not have: "
             f"{', '.join(sorted(unknown)[:5])}."
         )
+    for fold, divided in enumerate(divided_subjects(splits, benchmark.subject_of)):
+        if divided and fold in benchmark.folds:
+            say(f"Fold {fold} trains on other cases of {len(divided)} held-out subjects.")
     return splits
 
 
@@ -315,43 +296,20 @@ def _split(validation: str, training: str | None, cases: Sequence[str]) -> Split
     return {"train": others, "val": held_out}
 
 
-def _with_domains(
-    training: Training, layout: Layout, splits: Sequence[Split], domains: Domains
-) -> Training:
-    """Say before hours of training that a trainer misses domains in some fold."""
-    if training.problem or not training.requires_domains:
-        return training
-    benchmark = layout.benchmark
-    try:
-        for fold in benchmark.folds:
-            refuse_unfit_for_training(
-                domains, splits[fold]["train"], training.trainer, benchmark.dataset, least=2
-            )
-    except UserError as error:
-        return replace(training, problem=str(error))
-    return training
-
-
 def _write_preprocessed(
-    layout: Layout,
-    preprocessed: Path,
-    trainings: Mapping[str, Training],
-    splits: list[Split],
+    layout: Layout, preprocessed: Path, plans_name: str, trainings: Mapping[str, Training]
 ) -> None:
     layout.dataset.mkdir(parents=True, exist_ok=True)
-    write_json(layout.dataset / SPLITS_FILE, splits)
     for name in ("dataset.json", "dataset_fingerprint.json"):
         shutil.copyfile(preprocessed / name, layout.dataset / name)
-    for plans_name in _names_of_plans(layout.benchmark):
-        path = preprocessed / f"{plans_name}.json"
-        plans = read_json(path)
-        for name in layout.benchmark.configurations:
-            base = _resolved(plans, name, path)
-            _link(preprocessed / base["data_identifier"], layout.dataset)
-            plans["configurations"] |= _configurations(
-                layout.benchmark, plans_name, name, base, trainings
-            )
-        write_json(layout.dataset / path.name, plans)
+    plans = PlansFile(preprocessed / f"{plans_name}.json")
+    for name in layout.benchmark.configurations:
+        base = _resolved(plans, name)
+        _link(preprocessed / base["data_identifier"], layout.dataset)
+        plans.configurations.update(
+            _configurations(layout.benchmark, plans_name, name, base, trainings)
+        )
+    write_json(layout.dataset / f"{plans_name}.json", plans.content)
 
 
 def _configurations(
@@ -402,16 +360,6 @@ def _link(source: Path, folder: Path) -> None:
         link.symlink_to(source.resolve(), target_is_directory=True)
     except OSError:
         shutil.copytree(source, link)
-
-
-def _write_truth(layout: Layout, labels: Mapping[str, Path]) -> None:
-    """Clean labels, also where training uses noisy ones: nnU-Net validates against these."""
-    layout.truth.mkdir(parents=True, exist_ok=True)
-    for label in labels.values():
-        copy = layout.truth / label.name
-        if not copy.exists():
-            with replacing(copy) as partial:
-                shutil.copyfile(label, partial)
 
 
 def _write_degraded_images(layout: Layout, prepared: Prepared, say: Say) -> None:

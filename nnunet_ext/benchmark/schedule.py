@@ -1,18 +1,24 @@
 """Runs the cells of a benchmark through submitit: here, on several GPUs, or on a Slurm cluster."""
 
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
-from filelock import Timeout
+import submitit
+from filelock import FileLock, Timeout
+from submitit.helpers import Checkpointable
 
 from nnunet_ext._common.errors import UserError
-from nnunet_ext.benchmark.job import RunCell, is_complete
-from nnunet_ext.benchmark.layout import Cell, Layout, State
-from nnunet_ext.benchmark.prepare import Prepared
+from nnunet_ext.benchmark import cell as cells
+from nnunet_ext.benchmark.layout import Cell, Layout, Status
+from nnunet_ext.benchmark.prepare import read_prepared
+from nnunet_ext.nnunet import commands
 
 Cluster = Literal["local", "debug", "slurm"]
 
@@ -34,39 +40,23 @@ class Execution:
         cluster: ``local``: processes on this machine; ``debug``: in this process, one after
             the other; ``slurm``: through sbatch.
         device: ``cpu``, ``cuda`` or ``mps``.
-        jobs: Cells at the same time; default is one per GPU at hand, one without GPU, and
-            all at once on a cluster.
-        partition: Slurm partition.
-        gpus: GPUs that a job asks Slurm for.
-        cpus: Cores that a job asks Slurm for.
-        memory_gb: Memory that a job asks Slurm for.
-        hours: Time limit of a job on Slurm; a job that needs longer is continued by another.
-        slurm_options: Any other options of sbatch, e.g. ``{"account": "imaging"}``.
+        jobs: Cells at a time; default is one per GPU or one without, on a cluster all at once.
+        slurm: What a job asks Slurm for, as submitit names it.
     """
 
     cluster: Cluster = "local"
     device: str = "cuda"
     jobs: int | None = None
-    partition: str | None = None
-    gpus: int = 1
-    cpus: int = 8
-    memory_gb: float = 32
-    hours: float = 24
-    slurm_options: Mapping[str, str] = field(default_factory=dict)
+    slurm: Mapping[str, Any] = field(default_factory=dict)
 
-    def slots(self, cells: int) -> list[str | None]:
-        """One entry per cell that may run at the same time: its GPU, where that must be said.
-
-        Args:
-            cells: How many there are in all.
-        """
+    def slots(self, number: int) -> list[str | None]:
+        """One entry per cell, of so many, that may run at a time: its GPU where need be."""
         if self.cluster == "debug":
             return [None]
         if self.cluster == "slurm":
-            return [None] * (self.jobs or cells)
+            return [None] * (self.jobs or number)
         gpus: list[str | None] = list(gpus_at_hand()) if self.device == "cuda" else [None]
-        count = self.jobs or len(gpus)
-        return [gpus[i % len(gpus)] for i in range(count)]
+        return [gpus[i % len(gpus)] for i in range(self.jobs or len(gpus))]
 
 
 def gpus_at_hand() -> list[str]:
@@ -84,213 +74,18 @@ def gpus_at_hand() -> list[str]:
     return visible.split(",")[:count] if visible else [str(i) for i in range(count)]
 
 
-@dataclass
-class Running:
-    """A cell at work: submitit's job, or None if an earlier run of the benchmark started it."""
+@dataclass(frozen=True)
+class RunCell(Checkpointable):
+    """A cell as submitit runs it, and begins it again where a cluster's time limit has ended it."""
 
-    cell: Cell
-    job: Any
-    slot: str | None
-    takes_slot: bool = True
+    root: Path
+    name: str
+    device: str
+    gpu: str | None = None
 
-
-@dataclass
-class Progress:
-    """How far a benchmark is.
-
-    Attributes:
-        states: Cell -> what is known of it, in the order of running.
-        running: Cells at work now.
-        seconds_left: Estimated time to the end, None as long as nothing is known.
-    """
-
-    states: dict[Cell, State]
-    running: list[Cell]
-    seconds_left: float | None
-
-    def with_status(self, *statuses: str) -> list[Cell]:
-        """Cells of one of these statuses; what runs now counts as nothing else."""
-        return [
-            cell
-            for cell, state in self.states.items()
-            if state.status in statuses and cell not in self.running
-        ]
-
-
-@contextmanager
-def only_one(layout: Layout) -> Iterator[None]:
-    """Refuse to work in a folder where another run does.
-
-    Raises:
-        UserError: If one does.
-    """
-    lock = layout.lock
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(
-            f"Another `nnunet-ext benchmark run` works in {layout.root}. Wait for it, stop it, or "
-            "name another folder with --out."
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-class Scheduler:
-    """Gives cells to free slots until all are done or have failed.
-
-    Args:
-        layout: The benchmark's folder, prepared.
-        prepared: What preparation has found out.
-        execution: Where and how to run.
-        show: Called with the progress, often.
-    """
-
-    def __init__(
-        self,
-        layout: Layout,
-        prepared: Prepared,
-        execution: Execution,
-        show: Callable[[Progress], None],
-    ) -> None:
-        self.layout = layout
-        self.execution = execution
-        self.show = show
-        self.cells = list(layout.cells(test=prepared.test_images is not None))
-        self.states = {cell: layout.state(cell) for cell in self.cells}
-        for cell, state in self.states.items():
-            if state.status == "done" and not is_complete(layout, prepared, cell):
-                state.status = "missing"
-        self.free = execution.slots(len(self.cells))
-        self.slots = len(self.free)
-        self.running: list[Running] = []
-        for cell, state in self.states.items():
-            if layout.is_worked_on(cell):  # an earlier run was killed, but not its cells
-                takes_slot = state.slot in self.free
-                if takes_slot:
-                    self.free.remove(state.slot)
-                self.running.append(Running(cell, None, state.slot, takes_slot))
-        self.attempted = {each.cell for each in self.running}
-
-    def run(self) -> None:
-        """Run everything that is not done; cells that failed earlier are tried again."""
-        try:
-            while True:
-                self._collect_finished()
-                self._start_cells()
-                self.show(self.progress())
-                if not self.running:
-                    return
-                time.sleep(POLL_SECONDS)
-        except BaseException:
-            self._cancel()
-            raise
-
-    def progress(self) -> Progress:
-        """How far the benchmark is now."""
-        running = [each.cell for each in self.running]
-        for cell in running:
-            self.states[cell] = self.layout.state(cell)
-        return Progress(self.states, running, self._seconds_left())
-
-    # -------------------------------------------------------------------------------------- cells
-
-    def _start_cells(self) -> None:
-        for cell in self.cells:
-            if cell not in self.attempted and self._is_due(cell) and self.free:
-                slot = self.free.pop(0)
-                self.running.append(Running(cell, self._submit(cell, slot), slot))
-                self.attempted.add(cell)
-
-    def _is_due(self, cell: Cell) -> bool:
-        if self.states[cell].status == "done":
-            return False
-        for other in self.layout.needed_by(cell):
-            if self.states[other].status == "failed" and self._has_been_run(other):
-                self._fail(cell, f"It needs {other}, which failed.")
-                return False
-        return all(self.states[other].status == "done" for other in self.layout.needed_by(cell))
-
-    def _has_been_run(self, cell: Cell) -> bool:
-        return cell in self.attempted and all(each.cell != cell for each in self.running)
-
-    def _submit(self, cell: Cell, slot: str | None) -> Any:
-        call = RunCell(self.layout.root, cell, self.execution.device, slot)
-        executor = make_executor(self.layout, self.execution, cell.name)
-        return executor.submit(call)
-
-    def _collect_finished(self) -> None:
-        for each in list(self.running):
-            if not self._has_ended(each):
-                continue
-            self.running.remove(each)
-            if each.takes_slot:
-                self.free.append(each.slot)
-            if each.job is None:  # an earlier run's; continue it here if it is not done
-                self.attempted.discard(each.cell)
-            state = self.states[each.cell] = self.layout.state(each.cell)
-            if each.job is not None and state.status not in ("done", "failed"):
-                self._fail(each.cell, _last_words(each.job))
-
-    def _has_ended(self, each: Running) -> bool:
-        if each.job is None:
-            return not self.layout.is_worked_on(each.cell)
-        if self.execution.cluster == "debug":
-            each.job.exception()  # runs it
-        ended: bool = each.job.done()
-        return ended
-
-    def _fail(self, cell: Cell, reason: str) -> None:
-        state = self.states[cell]
-        state.status, state.reason = "failed", reason
-        self.attempted.add(cell)
-        try:
-            self.layout.save(cell, state)
-        except OSError as error:
-            state.reason += f" (and this cannot be written down: {error.strerror})"
-
-    def _cancel(self) -> None:
-        jobs = [each.job for each in self.running if each.job is not None]
-        if self.execution.cluster != "local":
-            return  # a cluster's jobs go on
-        for job in jobs:
-            job.cancel()
-        deadline = time.monotonic() + CANCEL_SECONDS
-        while not all(job.done() for job in jobs) and time.monotonic() < deadline:
-            time.sleep(POLL_SECONDS / 10)
-
-    # ---------------------------------------------------------------------------------- time left
-
-    def _seconds_left(self) -> float | None:
-        known = {cell: s.seconds for cell, s in self.states.items() if s.status == "done"}
-        if not known:
-            return None
-        left = 0.0
-        for cell, state in self.states.items():
-            if state.status == "done" or self._has_been_run(cell):
-                continue
-            alike = [
-                seconds
-                for other, seconds in known.items()
-                if (other.arm, other.configuration, other.fold is None)
-                == (cell.arm, cell.configuration, cell.fold is None)
-            ]
-            alike = alike or list(known.values())
-            expected = sum(alike) / len(alike)
-            left += max(0.0, expected * (1 - _share_done(state)))
-        return left / min(self.slots, len(self.states))
-
-
-def _share_done(state: State) -> float:
-    return state.epoch / state.epochs if state.epochs else 0.0
-
-
-def _last_words(job: Any) -> str:
-    lines = (job.stderr() or "").strip().splitlines()
-    said = "\n".join(lines[-OUTPUT_TAIL:]) or "it left no message"
-    return f"The job ended before its work was done: {said}"
+    def __call__(self) -> None:
+        """Do what the cell lacks."""
+        cells.work(self.root, self.name, self.device, self.gpu)
 
 
 def make_executor(layout: Layout, execution: Execution, name: str) -> Any:
@@ -299,26 +94,166 @@ def make_executor(layout: Layout, execution: Execution, name: str) -> Any:
     Raises:
         UserError: If there is no Slurm on this machine, though it is asked for.
     """
-    import submitit
-
     try:
         executor = submitit.AutoExecutor(
-            folder=layout.jobs / "%j",
+            folder=layout.root / "jobs" / "%j",
             cluster=execution.cluster,
             slurm_max_num_timeout=MOST_CONTINUATIONS,
         )
     except RuntimeError as error:
         raise UserError(f"Cannot use {execution.cluster}: {error}.") from None
     if execution.cluster == "slurm":
-        executor.update_parameters(
-            name=name,
-            timeout_min=round(execution.hours * 60),
-            mem_gb=execution.memory_gb,
-            cpus_per_task=execution.cpus,
-            gpus_per_node=execution.gpus if execution.device == "cuda" else 0,
-            slurm_additional_parameters=dict(execution.slurm_options),
-            **({"slurm_partition": execution.partition} if execution.partition else {}),
-        )
+        executor.update_parameters(name=name, **execution.slurm)
     else:
         executor.update_parameters(timeout_min=NO_LIMIT_MINUTES)
     return executor
+
+
+@contextmanager
+def only_one(root: Path) -> Iterator[None]:
+    """Refuse to work in a folder where another run does.
+
+    Raises:
+        UserError: If one does.
+    """
+    try:
+        with FileLock(root / ".lock").acquire(timeout=0):
+            yield
+    except Timeout:
+        raise UserError(
+            f"Another `nnunet-ext benchmark run` works in {root}. Wait for it, stop it, or name "
+            "another folder with --out."
+        ) from None
+
+
+class Scheduler:
+    """Gives the cells of a prepared benchmark to free slots until all are done or have failed.
+
+    Attributes:
+        states: Cell -> what is known of it, in the order of running.
+        jobs: Cell at work -> submitit's job, or None if an earlier run has started it.
+    """
+
+    def __init__(self, layout: Layout, execution: Execution) -> None:
+        self.layout, self.execution = layout, execution
+        prepared = read_prepared(layout)
+        test = prepared.test_images is not None
+        self.states = {cell: layout.state(cell) for cell in layout.cells(test)}
+        self.jobs: dict[Cell, Any] = {}
+        self._tried: set[Cell] = set()
+        self._free = execution.slots(len(self.states))
+        self._slots = len(self._free)
+        self._taken: dict[Cell, str | None] = {}
+        for cell, state in self.states.items():
+            if state.status == "done" and not cells.is_complete(layout, prepared, cell):
+                state.status = "missing"
+            if layout.is_worked_on(cell):  # an earlier run was killed, but not its cells
+                self.jobs[cell] = None
+                if state.gpu in self._free:
+                    self._free.remove(state.gpu)
+                    self._taken[cell] = state.gpu
+
+    def run(self, show: "Callable[[Scheduler], object]") -> None:
+        """Run everything that is not done, also what failed earlier, and show it often."""
+        try:
+            while True:
+                for cell in list(self.jobs):
+                    self._look_at(cell)
+                for cell in self.states:
+                    if self._is_due(cell):
+                        self._start(cell)
+                show(self)
+                if not self.jobs:
+                    return
+                time.sleep(POLL_SECONDS)
+        except BaseException:
+            self._cancel()
+            raise
+
+    def status(self, cell: Cell) -> Status:
+        """Whether a cell is at work, done, has failed or waits (``missing``)."""
+        status = self.states[cell].status
+        return "running" if cell in self.jobs else "missing" if status == "running" else status
+
+    def with_status(self, status: Status) -> list[Cell]:
+        """Cells of one status."""
+        return [cell for cell in self.states if self.status(cell) == status]
+
+    def seconds_left(self) -> float | None:
+        """Estimated time to the end, None as long as nothing is known."""
+        done = self.with_status("done")
+        left = 0.0
+        for cell, state in self.states.items():
+            if cell in done or (cell in self._tried and cell not in self.jobs):
+                continue
+            alike = [o for o in done if (o.arm, o.fold is None) == (cell.arm, cell.fold is None)]
+            if not done:
+                return None
+            share = state.epoch / state.epochs if state.epochs else 0.0
+            seconds = fmean(self.states[other].seconds for other in alike or done)
+            left += seconds * max(0.0, 1 - share)
+        return left / min(self._slots, len(self.states))
+
+    # -------------------------------------------------------------------------------------- cells
+
+    def _is_due(self, cell: Cell) -> bool:
+        if not self._free or cell in self._tried or self.status(cell) in ("done", "running"):
+            return False
+        needed = self.layout.needed_by(cell)
+        for other in needed:
+            if other in self._tried and self.status(other) == "failed":
+                self._fail(cell, f"It needs {other}, which failed.")
+                return False
+        return all(self.status(other) == "done" for other in needed)
+
+    def _start(self, cell: Cell) -> None:
+        gpu = self._taken[cell] = self._free.pop(0)
+        call = RunCell(self.layout.root, cell.name, self.execution.device, gpu)
+        executor = make_executor(self.layout, self.execution, cell.name)
+        # Ctrl-C at the terminal is for this process alone, which then ends its jobs in order
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            self.jobs[cell] = executor.submit(call)
+        finally:
+            signal.signal(signal.SIGINT, before)
+        self._tried.add(cell)
+
+    def _look_at(self, cell: Cell) -> None:
+        """See how far a cell at work is, and whether its work has ended."""
+        job = self.jobs[cell]
+        if job is None:
+            ended = not self.layout.is_worked_on(cell)
+        else:
+            if self.execution.cluster == "debug":
+                job.exception()  # runs it
+            ended = job.done()
+        state = self.states[cell] = self.layout.state(cell)
+        state.epoch = commands.epochs_begun(self.layout.log(cell)) or state.epoch
+        if not ended:
+            return
+        del self.jobs[cell]  # an earlier run's is continued here if it is not done
+        if cell in self._taken:
+            self._free.append(self._taken.pop(cell))
+        if job is not None and state.status not in ("done", "failed"):
+            lines = (job.stderr() or "").strip().splitlines()
+            said = "\n".join(lines[-OUTPUT_TAIL:]) or "it left no message"
+            self._fail(cell, f"The job ended before its work was done: {said}")
+
+    def _fail(self, cell: Cell, reason: str) -> None:
+        state = self.states[cell]
+        state.status, state.reason = "failed", reason
+        self._tried.add(cell)
+        try:
+            self.layout.save(cell, state)
+        except OSError as error:
+            state.reason += f" (and this cannot be written down: {error.strerror})"
+
+    def _cancel(self) -> None:
+        if self.execution.cluster != "local":
+            return  # a cluster's jobs go on
+        jobs = [job for job in self.jobs.values() if job is not None and not job.done()]
+        for job in jobs:  # submitit's own cancel() would leave a cell only a second
+            os.kill(int(job.job_id), signal.SIGTERM)
+        deadline = time.monotonic() + CANCEL_SECONDS
+        while not all(job.done() for job in jobs) and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS / 10)

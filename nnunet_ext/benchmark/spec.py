@@ -3,15 +3,15 @@
 import dataclasses
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from nnunet_ext._common.errors import UserError
-from nnunet_ext._common.files import read_json, replacing
+from nnunet_ext._common.errors import SettingsError, UserError
+from nnunet_ext._common.files import read_json, write_json
 from nnunet_ext._common.near import did_you_mean
 from nnunet_ext.benchmark.degradation import Degradation
 from nnunet_ext.benchmark.label_noise import LabelNoise
@@ -22,33 +22,33 @@ if TYPE_CHECKING:
 
 FILE_NAME = "benchmark.json"
 
-MAY_GROW = ("description", "arms", "configurations", "folds", "seeds", "baseline", "degradations")
+MAY_GROW = (
+    *("description", "datasets", "arms", "configurations", "folds", "seeds", "baseline", "margin"),
+    "degradations",
+)
 """Fields that may change without making finished trainings useless."""
 
 _DATASET = re.compile(r"Dataset\d{3}_[\w.-]+")
+AtLeastOne = Annotated[int, Field(ge=1)]
 
 
 @dataclass(frozen=True, config=STRICT)
 class Arm:
     """One of the things that are compared: a trainer under certain settings."""
 
-    trainer: Annotated[str, Field(description="what stands behind -tr")]
-    settings: Annotated[
-        dict[str, Any], Field(description="settings beside the benchmark's, as in the plans")
-    ] = dataclasses.field(default_factory=dict)
-    plans: Annotated[str | None, Field(description="other plans than the benchmark's")] = None
-    weights_of: Annotated[
-        str | None, Field(description="arm whose weights are evaluated under these settings")
-    ] = None
+    trainer: str
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)  # beside the benchmark's
+    plans: str | None = None
+    weights_of: str | None = None  # the arm whose weights are evaluated under these settings
     description: str = ""
 
 
 @dataclass(frozen=True, config=STRICT)
 class Split:
-    """A fold, by regular expressions that must match whole case names."""
+    """A fold, by regular expressions that must match whole case names; trained is on all others."""
 
     validation: str
-    training: Annotated[str | None, Field(description="default: all others")] = None
+    training: str | None = None
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -56,76 +56,71 @@ class PlanChanges:
     """What the benchmark changes in every planned configuration, to fit its means."""
 
     patch_size: Annotated[tuple[int, ...] | None, Field(min_length=2, max_length=3)] = None
-    batch_size: Annotated[int | None, Field(ge=1)] = None
+    batch_size: AtLeastOne | None = None
 
 
 @dataclass(frozen=True, config=STRICT)
 class Benchmark:
-    """Everything that decides a benchmark's result, but not where and how fast it runs."""
+    """Everything that decides a benchmark's result, but not where and how fast it runs.
 
-    dataset: Annotated[str, Field(description="full name, as Dataset004_Hippocampus")]
+    The table in docs/benchmark.md says what each key means.
+    """
+
     arms: Annotated[dict[str, Arm], Field(min_length=1)]
+    dataset: str = ""
+    datasets: tuple[str, ...] = ()  # in place of one; one_by_one() makes benchmarks of them
     plans: str = "nnUNetPlans"
     configurations: Annotated[tuple[str, ...], Field(min_length=1)] = ("3d_fullres",)
     folds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0, 1, 2, 3, 4)
-    seeds: Annotated[int, Field(ge=1, description="trainings per arm, configuration, fold")] = 1
-    settings: Annotated[
-        dict[str, Any], Field(description="settings of all arms, as in the plans")
-    ] = dataclasses.field(default_factory=dict)
+    seeds: AtLeastOne = 1  # trainings per arm, configuration and fold
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     plan_changes: PlanChanges = PlanChanges()
-    splits: Annotated[
-        tuple[Split, ...] | None, Field(description="default: nnU-Net's five random folds")
-    ] = None
-    subject: Annotated[
-        str | None,
-        Field(description="regular expression whose group names the subject of a case"),
-    ] = None
+    splits: tuple[Split, ...] | None = None
+    subject: str | None = None  # regular expression whose group names the subject of a case
     label_noise: LabelNoise | None = None
-    degradations: Annotated[
-        dict[str, Degradation], Field(description="held-out images are also predicted like this")
-    ] = dataclasses.field(default_factory=dict)
-    baseline: Annotated[str | None, Field(description="default: the first arm")] = None
+    degradations: dict[str, Degradation] = dataclasses.field(default_factory=dict)
+    baseline: str | None = None
+    margin: Annotated[float, Field(ge=0, lt=1)] = 0.005  # differences of Dice that do not matter
     description: str = ""
 
     def __post_init__(self) -> None:
-        if not _DATASET.fullmatch(self.dataset):
-            raise ValueError(
-                f'dataset "{self.dataset}" must be a full name, such as Dataset004_Hippocampus'
-            )
+        if bool(self.dataset) == bool(self.datasets):
+            raise ValueError('either "dataset" or "datasets" must be given')
+        for name in self.datasets or (self.dataset,):
+            if not _DATASET.fullmatch(name):
+                raise ValueError(
+                    f'dataset "{name}" must be a full name, such as Dataset004_Hippocampus'
+                )
+        if len(set(self.datasets)) < len(self.datasets):
+            raise ValueError('"datasets" names one twice')
+        read_training_settings({PLANS_KEY: self.settings}, '"settings"')
+        if "seed" in self.settings:
+            raise ValueError('"settings" must not hold a seed; "seeds" says how many there are')
         for name in self.arms:
             self._check_arm(name)
-        shared = [group for group in _grouped(self.arms) if len(group) > 1]
+        # in lower case, because some file systems do not tell the cases apart
+        slugs = [slug(name).lower() for name in self.arms]
+        shared = [name for name, own in zip(self.arms, slugs, strict=True) if slugs.count(own) > 1]
         if shared:
-            raise ValueError(
-                f"arms {' and '.join(shared[0])} would share a folder; name them differently"
-            )
+            raise ValueError(f"arms {' and '.join(shared)} would share a folder; rename them")
         if self.baseline is not None and self.baseline not in self.arms:
             raise ValueError(
                 f'baseline "{self.baseline}" is none of the arms {", ".join(self.arms)}'
             )
-        read_training_settings({PLANS_KEY: self.settings}, '"settings"')
-        if "seed" in self.settings:
-            raise ValueError('"settings" must not hold a seed; "seeds" says how many there are')
-        if self.splits is not None and max(self.folds) >= len(self.splits):
-            raise ValueError(
-                f"fold {max(self.folds)} is not among the {len(self.splits)} splits; say which "
-                '"folds" to train, they are 0 to 4 unless given'
-            )
+        if self.splits is not None:
+            refuse_missing_folds(self.folds, len(self.splits), '"splits"')
         for name in self.degradations:
             if slug(name) != name:
                 raise ValueError(f'name of degradation "{name}": only letters, digits, "-"')
-        patterns = [split.validation for split in self.splits or ()]
-        patterns += [split.training for split in self.splits or () if split.training]
-        for pattern in [*patterns, *([self.subject] if self.subject else [])]:
-            _check_pattern(pattern)
-        if self.subject is not None and re.compile(self.subject).groups != 1:
+        for split in self.splits or ():
+            _compiled(split.validation), _compiled(split.training or "")
+        if self.subject is not None and _compiled(self.subject).groups != 1:
             raise ValueError(f'"subject" needs exactly one group: {self.subject}')
 
     def _check_arm(self, name: str) -> None:
         arm = self.arms[name]
         if not slug(name):
             raise ValueError(f'arm "{name}" needs a name with letters or digits')
-        read_training_settings({PLANS_KEY: arm.settings}, f'settings of arm "{name}"')
         if "seed" in arm.settings:
             raise ValueError(f'arm "{name}" must not hold a seed; "seeds" says how many there are')
         if arm.weights_of is None:
@@ -155,6 +150,26 @@ class Benchmark:
         return match[1] if match else case
 
 
+def one_by_one(benchmark: Benchmark) -> list[Benchmark]:
+    """The benchmarks of single data sets that one of several consists of."""
+    names = benchmark.datasets or (benchmark.dataset,)
+    return [dataclasses.replace(benchmark, dataset=name, datasets=()) for name in names]
+
+
+def refuse_missing_folds(folds: Sequence[int], number: int, where: str) -> None:
+    """Refuse folds that there are not.
+
+    Raises:
+        SettingsError: Naming those that there are.
+    """
+    if max(folds) >= number:
+        there = " ".join(map(str, range(number)))
+        raise SettingsError(
+            f"There is no fold {max(folds)}: {where} has the folds {there}. Say which to train, by "
+            f'--folds {there} or "folds" in the file; they are 0 to 4 unless given.'
+        )
+
+
 _OWNERS: dict[str, Any] = {
     "arms": Arm,
     "splits": Split,
@@ -181,15 +196,9 @@ def slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
 
 
-def _grouped(names: Mapping[str, Any]) -> Iterator[list[str]]:
-    # in lower case, because some file systems do not tell the cases apart
-    for key in {slug(name).lower() for name in names}:
-        yield [name for name in names if slug(name).lower() == key]
-
-
-def _check_pattern(pattern: str) -> None:
+def _compiled(pattern: str) -> re.Pattern[str]:
     try:
-        re.compile(pattern)
+        return re.compile(pattern)
     except re.error as error:
         raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
 
@@ -242,8 +251,7 @@ def read(path: Path) -> Benchmark:
 
 def write(benchmark: Benchmark, path: Path) -> None:
     """Write a benchmark file so that it is never seen half-written."""
-    with replacing(path) as partial:
-        partial.write_text(as_json(benchmark), encoding="utf-8")
+    write_json(path, json.loads(as_json(benchmark)))
 
 
 def claim(folder: Path, benchmark: Benchmark) -> None:
@@ -265,15 +273,14 @@ def claim(folder: Path, benchmark: Benchmark) -> None:
 
 
 def _refuse_another(before: Benchmark, now: Benchmark, folder: Path) -> None:
-    names = [field.name for field in dataclasses.fields(Benchmark) if field.name not in MAY_GROW]
-    pairs = {name: (getattr(before, name), getattr(now, name)) for name in names}
-    for kind in ("arms", "degradations"):
-        old, new = getattr(before, kind), getattr(now, kind)
-        pairs |= {f'{kind} "{key}"': (old[key], new[key]) for key in old if key in new}
+    old, new = (TypeAdapter(Benchmark).dump_python(each, mode="json") for each in (before, now))
+    for content in (old, new):
+        for kind in ("arms", "degradations"):
+            content |= {f'{kind} "{name}"': value for name, value in content[kind].items()}
     differences = [
-        f"{name} was {_shown(old)}, now {_shown(new)}"
-        for name, (old, new) in pairs.items()
-        if old != new
+        f"{name} was {json.dumps(value)}, now {json.dumps(new[name])}"
+        for name, value in old.items()
+        if name not in MAY_GROW and value != new.get(name, value)
     ]
     if differences:
         raise UserError(
@@ -281,7 +288,3 @@ def _refuse_another(before: Benchmark, now: Benchmark, folder: Path) -> None:
             "--out, or another arm; what is finished would not be comparable. If nothing is, you "
             "may delete the folder."
         )
-
-
-def _shown(value: Any) -> str:
-    return json.dumps(TypeAdapter(Any).dump_python(value, mode="json"), default=str)

@@ -1,4 +1,4 @@
-"""A small synthetic 3D task in Medical Decathlon layout, the same for the same seed.
+"""A small synthetic 3D data set, the same for the same seed.
 
 Every image shows a body with an organ, a lesion at the organ's rim, a gland and vessels.
 The organ and the lesion are labelled; the gland and the vessels look like them and are not.
@@ -6,25 +6,23 @@ The images come from three "sites" that see the same anatomy with other contrast
 inverts it), gain, noise, blur and bias field.
 """
 
-import json
 import os
-import re
-import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-TASK_NAME = "Task999_Phantom"
-"""Folder name; the number is the data set's in nnU-Net and far from the Decathlon's ten."""
+from nnunet_ext._common.errors import UserError
+from nnunet_ext._common.files import read_json, write_json
+
+DATASET = "Dataset999_Phantom"
+"""Its number is far from the Decathlon's ten."""
 
 SHAPE = (40, 48, 40)
 """Voxels of every image, slices first."""
-
-LABELS = {"0": "background", "1": "organ", "2": "lesion"}
 
 FIRST_TEST_NUMBER = 101
 """Number of a site's first test case, so that no name occurs in training and test."""
@@ -56,12 +54,6 @@ SITES = {
     "siteC": Site(20, 380, 560, 240, 470, 310, gain=2.5, noise=36, blur=0.6, bias=0.10),
 }
 """Name of a site, which is also the prefix of its cases, -> its scanner."""
-
-
-def site_of(case: str) -> str | None:
-    """The site that a case of this task comes from, or None for another task's case."""
-    match = re.fullmatch(r"(site[A-Z])_\d+", case)
-    return match[1] if match and match[1] in SITES else None
 
 
 def make_case(site: Site, seed: int, number: int) -> tuple[Image, Label]:
@@ -167,68 +159,55 @@ def case_names(training: int, test: int) -> tuple[list[str], list[str]]:
     )
 
 
-def write_task(
-    parent: Path,
-    training: int = 24,
-    test: int = 6,
-    seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
-) -> Path:
-    """Write the task as a folder of the Medical Decathlon's layout.
+def write_raw(raw: Path, training: int = 24, test: int = 6, seed: int = 0) -> Path:
+    """Write the task as a raw data set of nnU-Net's, unless it is there.
 
-    The labels of the test cases stand in ``labelsTs``, which a Decathlon task lacks and
-    nnU-Net ignores. The folder appears under its name only when it is complete.
+    The folder appears under its name only when it is complete; the sites are its domains.
 
     Args:
-        parent: Folder in which the task folder is made; replaces one that is there.
+        raw: Where the data set's folder goes.
         training: Number of training cases.
         test: Number of test cases.
         seed: The same seed gives the same voxels.
-        progress: Called with (cases written, all cases).
 
     Returns:
-        The task folder.
+        The folder.
+
+    Raises:
+        UserError: If it holds other cases.
     """
-    target, partial = parent / TASK_NAME, parent / f".{TASK_NAME}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    training_names, test_names = case_names(training, test)
-    names = [*training_names, *test_names]
-    for number, name in enumerate(names):
-        subset = "Tr" if number < training else "Ts"
-        image, label = make_case(SITES[name.split("_")[0]], seed, number)
-        _write_nifti(image, partial / f"images{subset}" / f"{name}.nii.gz")
-        _write_nifti(label, partial / f"labels{subset}" / f"{name}.nii.gz")
-        if progress:
-            progress(number + 1, len(names))
-    description = _dataset_json(training_names, test_names, seed)
-    (partial / "dataset.json").write_text(json.dumps(description, indent=2) + "\n")
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(partial, target)
-    return target
-
-
-def _write_nifti(array: Image | Label, path: Path) -> None:
     import SimpleITK as sitk  # noqa: N813 (the name that its own documentation uses)
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sitk.WriteImage(sitk.GetImageFromArray(array), str(path))
-
-
-def _dataset_json(training: list[str], test: list[str], seed: int) -> dict[str, Any]:
-    return {
-        "name": TASK_NAME.split("_")[1],
-        "description": "Synthetic organ and lesion as three sites see them",
-        "reference": f"nnunet-ext demo, seed {seed}",
+    names = case_names(training, test)
+    described = {
+        "description": f"Synthetic organ and lesion as three sites see them, seed {seed}",
         "licence": "CC0",
-        "release": "1.0",
-        "tensorImageSize": "3D",
-        "modality": {"0": "MRI"},
-        "labels": LABELS,
-        "numTraining": len(training),
-        "numTest": len(test),
-        "training": [
-            {"image": f"./imagesTr/{name}.nii.gz", "label": f"./labelsTr/{name}.nii.gz"}
-            for name in training
-        ],
-        "test": [f"./imagesTs/{name}.nii.gz" for name in test],
+        "channel_names": {"0": "MRI"},
+        "labels": {"background": 0, "organ": 1, "lesion": 2},
+        "numTraining": training,
+        "numTest": test,
+        "file_ending": ".nii.gz",
+        "domains": {name: name.split("_")[0] for name in names[0]},
     }
+    target = raw / DATASET
+    if target.is_dir():
+        if read_json(target / "dataset.json") != described:
+            raise UserError(
+                f"{target} holds other cases, or cases of another seed. Name another folder."
+            )
+        return target
+    raw.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=raw, prefix=f".{DATASET}.") as folder:
+        partial = Path(folder, DATASET)
+        for number, name in enumerate([*names[0], *names[1]]):
+            subset = "Tr" if number < training else "Ts"
+            image, label = make_case(SITES[name.split("_")[0]], seed, number)
+            for array, file in (
+                (image, f"images{subset}/{name}_0000.nii.gz"),
+                (label, f"labels{subset}/{name}.nii.gz"),
+            ):
+                (partial / file).parent.mkdir(parents=True, exist_ok=True)
+                sitk.WriteImage(sitk.GetImageFromArray(array), partial / file)
+        write_json(partial / "dataset.json", described)
+        os.replace(partial, target)
+    return target

@@ -1,5 +1,6 @@
 """The ``nnunet-ext`` command; this module stays light because every start goes through it."""
 
+import sys
 from collections.abc import Sequence
 
 
@@ -7,7 +8,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``nnunet-ext`` and return its exit code.
 
     A user's mistake becomes one line on stderr and exit code 1; anything else that goes
-    wrong is a bug and keeps its traceback.
+    wrong is a bug and keeps its traceback. What is only shown may be read as far as one likes.
 
     Args:
         arguments: What stands behind ``nnunet-ext`` on the command line; ``None`` takes it
@@ -21,6 +22,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         _print_error(error)
         return 1
+    except SystemExit as leaving:
+        shows = [*(sys.argv[1:] if arguments is None else arguments)][:1] == ["list"]
+        # rich and typer leave with 1 where nobody reads on, as in `nnunet-ext list | head -1`
+        if not shows or not isinstance(leaving.__context__, BrokenPipeError):
+            raise
     return 0
 
 

@@ -10,9 +10,10 @@ from nnunet_ext.cli.configure import configure
 from nnunet_ext.cli.demo import demo
 from nnunet_ext.cli.doctor import doctor
 from nnunet_ext.cli.domains import domains
-from nnunet_ext.cli.evaluate_target import evaluate_target
+from nnunet_ext.cli.evaluate import evaluate
 from nnunet_ext.cli.export_stock import export_stock
 from nnunet_ext.cli.fetch import fetch
+from nnunet_ext.cli.folds import folds
 from nnunet_ext.cli.join import join
 from nnunet_ext.cli.list import list_methods
 from nnunet_ext.cli.memory import memory
@@ -43,10 +44,9 @@ app.command("memory", short_help="Tell how much memory a training takes.")(memor
 app.command("configure", short_help="Write settings of your own into the plans.")(configure)
 app.command("export-stock", short_help="Copy a model for nnU-Net without nnunet_ext.")(export_stock)
 app.command("domains", short_help="Say which case comes from which scanner or site.")(domains)
+app.command("folds", short_help="Write folds that keep a patient's cases together.")(folds)
 app.command("join", short_help="Make one data set of several, each a domain.")(join)
-app.command("evaluate-target", short_help="Score predictions of the unlabelled modality.")(
-    evaluate_target
-)
+app.command("evaluate", short_help="Score predictions against labels.")(evaluate)
 
 
 def _print_version(wanted: bool) -> None:

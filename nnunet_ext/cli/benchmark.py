@@ -6,25 +6,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Option
 from typer.core import TyperCommand
 
 from nnunet_ext._common.errors import UserError
-from nnunet_ext.cli.demo import INTERRUPTED, find_device
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from nnunet_ext.benchmark.layout import Layout
+    from nnunet_ext.benchmark.schedule import Execution
     from nnunet_ext.benchmark.spec import Benchmark
 
 CLUSTERS = ("local", "slurm", "debug")
+DEVICES = ("cpu", "cuda", "mps")
 
 benchmark = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 
 @benchmark.callback()
 def _benchmark() -> None:
-    """Compare trainers on one data set: train them all, then report."""
+    """Compare trainers on one data set or several: train them all, then report."""
 
 
 class ListsOfValues(TyperCommand):
@@ -49,60 +50,62 @@ class ListsOfValues(TyperCommand):
         return super().parse_args(ctx, spread)
 
 
+Given = Annotated[
+    str,
+    typer.Argument(
+        metavar="DATASET",
+        help="Data set (number or name), Decathlon task, benchmark file, or its folder.",
+    ),
+]
+Trainers = Annotated[
+    list[str] | None, Option(metavar="A B C", help="Trainers; the first is the baseline.")
+]
+Configurations = Annotated[
+    list[str] | None, Option(metavar="C", help="Configurations.", show_default="3d_fullres")
+]
+Folds = Annotated[
+    list[int] | None, Option(metavar="0 1 2", help="Folds.", show_default="0 1 2 3 4")
+]
+Seeds = Annotated[int | None, Option(min=1, help="Trainings per fold.", show_default="1")]
+Plans = Annotated[str | None, Option(help="Plans, made if need be.", show_default="nnUNetPlans")]
+Set = Annotated[
+    list[str] | None,
+    Option("--set", metavar="KEY=VALUE", help="Settings of all arms, as in configure."),
+]
+Baseline = Annotated[str | None, Option(help="Arm to compare with.")]
+Out = Annotated[
+    Path | None, Option(help="The benchmark's folder.", show_default="benchmark_DATASET")
+]
+Device = Annotated[str | None, Option(help="cpu, cuda or mps; default is the best there is.")]
+Jobs = Annotated[int | None, Option(min=1, help="Trainings at a time.", show_default="one per GPU")]
+Hours = Annotated[float, Option(min=0.1, help="Slurm: time limit; jobs go on in another one.")]
+Slurm = Annotated[
+    list[str] | None,
+    Option(metavar="KEY=VALUE", help="Slurm: other options of sbatch, account=imaging."),
+]
+
+
 @benchmark.command("run", cls=ListsOfValues, short_help="Train every arm; go on where it stopped.")
 def run(
-    what: Annotated[
-        str,
-        typer.Argument(
-            metavar="DATASET",
-            help="Data set (number or name), Decathlon task, benchmark file, or its folder.",
-        ),
-    ],
-    trainers: Annotated[
-        list[str] | None, typer.Option(metavar="A B C", help="Trainers; the first is the baseline.")
-    ] = None,
-    configurations: Annotated[
-        list[str] | None,
-        typer.Option(metavar="C", help="Configurations.", show_default="3d_fullres"),
-    ] = None,
-    folds: Annotated[
-        list[int] | None, typer.Option(metavar="0 1 2", help="Folds.", show_default="0 1 2 3 4")
-    ] = None,
-    seeds: Annotated[
-        int | None, typer.Option(min=1, help="Trainings per fold.", show_default="1")
-    ] = None,
-    plans: Annotated[
-        str | None, typer.Option(help="Plans, made if need be.", show_default="nnUNetPlans")
-    ] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of every arm.")] = None,
-    assignments: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Settings of all arms, as in configure."),
-    ] = None,
-    baseline: Annotated[str | None, typer.Option(help="Arm to compare with.")] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="The benchmark's folder.", show_default="benchmark_DATASET"),
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda or mps; default is the best there is.")
-    ] = None,
-    jobs: Annotated[
-        int | None,
-        typer.Option(min=1, help="Trainings at a time.", show_default="one per GPU"),
-    ] = None,
-    cluster: Annotated[str, typer.Option(help="local, slurm, or debug (no processes).")] = "local",
-    partition: Annotated[str | None, typer.Option(help="Slurm: partition.")] = None,
-    gpus: Annotated[int, typer.Option(min=1, help="Slurm: GPUs per job.")] = 1,
-    cpus: Annotated[int, typer.Option(min=1, help="Slurm: cores per job.")] = 8,
-    memory: Annotated[float, typer.Option(min=1, help="Slurm: GB of memory per job.")] = 32,
-    hours: Annotated[
-        float, typer.Option(min=0.1, help="Slurm: time limit; jobs go on in another one.")
-    ] = 24,
-    slurm: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="Slurm: other options of sbatch, account=imaging."),
-    ] = None,
+    what: Given,
+    trainers: Trainers = None,
+    configurations: Configurations = None,
+    folds: Folds = None,
+    seeds: Seeds = None,
+    plans: Plans = None,
+    epochs: Annotated[int | None, Option(min=1, help="Epochs of every arm.")] = None,
+    assignments: Set = None,
+    baseline: Baseline = None,
+    out: Out = None,
+    device: Device = None,
+    jobs: Jobs = None,
+    cluster: Annotated[str, Option(help="local, slurm, or debug (no processes).")] = "local",
+    partition: Annotated[str | None, Option(help="Slurm: partition.")] = None,
+    gpus: Annotated[int, Option(min=1, help="Slurm: GPUs per job.")] = 1,
+    cpus: Annotated[int, Option(min=1, help="Slurm: cores per job.")] = 8,
+    memory: Annotated[float, Option(min=1, help="Slurm: GB of memory per job.")] = 32,
+    hours: Hours = 24,
+    slurm: Slurm = None,
 ) -> None:
     """Train trainers on the same folds and seeds with nnU-Net's own commands, then report.
 
@@ -120,74 +123,105 @@ def run(
     """
     from rich.console import Console
 
-    from nnunet_ext._common.console import print_plain
-    from nnunet_ext.benchmark import spec
-    from nnunet_ext.benchmark.layout import Layout
-    from nnunet_ext.benchmark.live import progress_shown, summary
-    from nnunet_ext.benchmark.prepare import prepare
-    from nnunet_ext.benchmark.schedule import Execution, Scheduler, only_one
-    from nnunet_ext.nnunet import commands, discovery
+    from nnunet_ext._common.console import resumable
+    from nnunet_ext.benchmark.schedule import Execution
+    from nnunet_ext.nnunet import discovery
 
     discovery.activate(force=True)
     if cluster not in CLUSTERS:
         raise UserError(f'--cluster is "{cluster}"; it must be one of {", ".join(CLUSTERS)}.')
-    execution = Execution(
-        cluster=cluster,  # type: ignore[arg-type]  # just checked
-        # the machine that submits need not have the GPU that the job gets
-        device=(device or "cuda") if cluster == "slurm" else find_device(device),
-        jobs=jobs,
-        partition=partition,
-        gpus=gpus,
-        cpus=cpus,
-        memory_gb=memory,
-        hours=hours,
-        slurm_options=_pairs(slurm or []),
-    )
-    given = {
-        "configurations": configurations,
-        "folds": folds,
-        "seeds": seeds,
-        "plans": plans,
-        "baseline": baseline,
-        "settings": _settings(epochs, assignments or []),
+    # the machine that submits need not have the GPU that the job gets
+    device = (device or "cuda") if cluster == "slurm" else find_device(device)
+    asked = {
+        "timeout_min": round(hours * 60),
+        "mem_gb": memory,
+        "cpus_per_task": cpus,
+        "gpus_per_node": gpus if device == "cuda" else 0,
+        "slurm_additional_parameters": _pairs(slurm or []),
+        **({"slurm_partition": partition} if partition else {}),
     }
+    execution = Execution(cluster, device, jobs, asked)  # type: ignore[arg-type]  # just checked
+    given: dict[str, Any] = {"configurations": configurations, "folds": folds, "seeds": seeds}
+    given |= {"plans": plans, "baseline": baseline}
+    given["settings"] = _settings(epochs, assignments or [])
     given = {key: value for key, value in given.items() if value}
     console = Console()
-    wanted, folder = _find(_converted(what, console), trainers or [], given, out)
-    spec.claim(folder, wanted)
-    layout = Layout(folder)
-    try:
-        with commands.termination_interrupts(), only_one(layout):
-            prepared = prepare(layout, lambda step: print_plain(console, step))
-            with progress_shown(console) as show:
-                scheduler = Scheduler(layout, prepared, execution, show)
-                scheduler.run()
-            progress = scheduler.progress()
-            if not console.is_terminal:  # where it is the last line already
-                print_plain(console, summary(progress), "bold")
-            _report(layout, console)
-    except KeyboardInterrupt:
-        typer.echo("\nInterrupted. Run the same command again to go on from here.", err=True)
-        raise typer.Exit(INTERRUPTED) from None
-    if progress.with_status("failed"):
+    with resumable():
+        wanted, folder = _find(_converted(what, console), trainers or [], given, out)
+        all_done = run_shown(wanted, folder, execution, console)
+        _report(folder, console)
+    if not all_done:
         raise typer.Exit(1)
+
+
+def run_shown(wanted: Benchmark, folder: Path, execution: Execution, console: Console) -> bool:
+    """Run a benchmark in its folder and show how it goes; return whether nothing has failed.
+
+    Raises:
+        UserError: If the folder or a data set does not serve it.
+    """
+    from nnunet_ext._common.console import print_plain
+    from nnunet_ext.benchmark import spec
+    from nnunet_ext.benchmark.layout import layouts
+    from nnunet_ext.benchmark.live import progress_shown, summary
+    from nnunet_ext.benchmark.prepare import prepare
+    from nnunet_ext.benchmark.schedule import Scheduler, only_one
+    from nnunet_ext.nnunet.commands import termination_interrupts
+    from nnunet_ext.nnunet.datasets import find_dataset
+
+    parts = spec.one_by_one(wanted)
+    for part in parts:
+        find_dataset(part.dataset)
+    spec.claim(folder, wanted)
+    failed = 0
+    with termination_interrupts(), only_one(folder):
+        each = list(zip(parts, layouts(folder), strict=True))
+        for part, layout in each:  # a mistake must not come to light after hours of training
+            if wanted.datasets:
+                spec.claim(layout.root, part)
+            prepare(layout, lambda step: print_plain(console, step))
+        for part, layout in each:
+            if wanted.datasets:
+                print_plain(console, part.dataset, "bold")
+            scheduler = Scheduler(layout, execution)
+            with progress_shown(console) as show:
+                scheduler.run(show)
+            print_plain(console, summary(scheduler), "bold")
+            failed += len(scheduler.with_status("failed"))
+    return not failed
+
+
+def find_device(wished: str | None) -> str:
+    """The device to use; a wished one must be there.
+
+    Raises:
+        UserError: If it is not.
+    """
+    if wished is not None and wished not in DEVICES:
+        raise UserError(f'--device is "{wished}"; it must be one of {", ".join(DEVICES)}.')
+    if wished == "cpu":
+        return wished
+    import torch
+
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if wished is None:
+        # mps only on request: not every 3D operation exists there
+        return "cuda" if present["cuda"] else "cpu"
+    if not present[wished]:
+        raise UserError(f"There is no {wished} device on this machine; try --device cpu.")
+    return wished
 
 
 def _converted(what: str, console: Console) -> str:
     """The data set that a Decathlon task becomes, fetched and converted if need be."""
     from nnunet_ext.cli.fetch import fetch_shown
-    from nnunet_ext.nnunet import commands, decathlon
+    from nnunet_ext.nnunet import decathlon
     from nnunet_ext.nnunet.datasets import RAW, nnunet_folder
 
     if what not in decathlon.TASKS:
         return what
-    raw = nnunet_folder(RAW)
-    task = decathlon.check_task_folder(fetch_shown(console, what, Path()))
-    if not (raw / task.dataset_name).is_dir():
-        command = ["nnUNetv2_convert_MSD_dataset", "-i", str(task.path)]
-        command += ["-np", str(commands.workers())]
-        commands.run_command(command, commands.environment("cpu"), task.path / "convert.log")
-    return task.dataset_name
+    nnunet_folder(RAW)  # before hours of download
+    return decathlon.convert(fetch_shown(console, what, Path()))
 
 
 def _find(
@@ -261,13 +295,11 @@ def report(
     """
     from rich.console import Console
 
-    from nnunet_ext.benchmark.layout import Layout
-
-    _report(Layout(folder), Console(), baseline, out, images)
+    _report(folder, Console(), baseline, out, images)
 
 
 def _report(
-    layout: Layout,
+    folder: Path,
     console: Console,
     baseline: str | None = None,
     out: Path | None = None,
@@ -277,13 +309,27 @@ def _report(
     from nnunet_ext._common.files import write_json
     from nnunet_ext.benchmark import spec
     from nnunet_ext.benchmark.collect import collect, without_images
+    from nnunet_ext.benchmark.layout import layouts
     from nnunet_ext.benchmark.report import write_report
 
-    results = collect(layout, baseline)
-    for problem in results.problems:
-        print_plain(console, f"Problem: {problem}", "bold red")
-    folder = out or layout.report
-    page = write_report(results if images else without_images(results), folder, layout.root)
-    spec.write(layout.benchmark, folder / spec.FILE_NAME)
-    write_json(folder / "environment.json", results.environment)
+    benchmark, folder = spec.read(folder), folder.expanduser().resolve()
+    parts = layouts(folder)
+    begun = [layout for layout in parts if layout.prepared.exists()] or parts
+    results = [collect(layout, baseline) for layout in begun]
+    for each in results:
+        for problem in each.problems:
+            print_plain(console, f"Problem: {problem}", "bold red")
+        if benchmark.datasets:  # paths below the folder of all
+            for table, column in ((each.scores, "summary"), (each.cells, "log")):
+                table[column] = each.title + "/" + table[column]
+    if not images:
+        results = [without_images(each) for each in results]
+    target = out or folder / "report"
+    page = write_report(
+        results if benchmark.datasets else results[0],  # type: ignore[arg-type]
+        target,
+        folder,
+    )
+    spec.write(benchmark, target / spec.FILE_NAME)
+    write_json(target / "environment.json", results[0].environment)
     print_plain(console, f"Report: {page}")

@@ -5,57 +5,37 @@ import shutil
 import sysconfig
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from enum import Enum
+from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import nnunet_ext
-from nnunet_ext import planners, trainers
+from nnunet_ext import registry
 from nnunet_ext.nnunet import discovery, lookup
 
 SHOWN_PACKAGES = (
-    "torch",
-    "nnunetv2",
-    "dynamic_network_architectures",
-    "batchgenerators",
-    "batchgeneratorsv2",
-    "acvl_utils",
-    "numpy",
+    *("torch", "nnunetv2", "dynamic_network_architectures", "batchgenerators"),
+    *("batchgeneratorsv2", "acvl_utils", "numpy"),
 )
 """Packages whose versions a report of a problem should name."""
 
 REINSTALL = "pip install --force-reinstall --no-deps FOLDER, the folder of nnunet_ext's sources"
 
 
-class Level(Enum):
-    """How much a finding matters."""
-
-    OK = "ok"
-    WARNING = "warning"
-    PROBLEM = "PROBLEM"
-
-
 @dataclass(frozen=True)
 class Finding:
     """One line of the report; ``cure`` says what to do about a warning or problem."""
 
-    level: Level
+    level: Literal["ok", "warning", "PROBLEM"]
     subject: str
     detail: str
     cure: str = ""
 
 
-def _ok(subject: str, detail: str) -> Finding:
-    return Finding(Level.OK, subject, detail)
-
-
-def _warning(subject: str, detail: str, cure: str) -> Finding:
-    return Finding(Level.WARNING, subject, detail, cure)
-
-
-def _problem(subject: str, detail: str, cure: str) -> Finding:
-    return Finding(Level.PROBLEM, subject, detail, cure)
+_ok = partial(Finding, "ok")
+_warning = partial(Finding, "warning")
+_problem = partial(Finding, "PROBLEM")
 
 
 # -------------------------------------------------------------------------------------- versions
@@ -78,8 +58,7 @@ def check_versions() -> Iterator[Finding]:
 
 
 def _own_version() -> Finding:
-    version = nnunet_ext.__version__
-    installed = _version("nnunet_ext")
+    version, installed = nnunet_ext.__version__, _version("nnunet_ext")
     if installed is None:
         detail = f"{version}, not installed, imported from {_package_folder()}"
         return _warning("nnunet_ext", detail, f"pip install {_package_folder().parent}")
@@ -128,20 +107,26 @@ def check_folders(environment: Mapping[str, str]) -> Iterator[Finding]:
         ("nnUNet_results", "trained models"),
     ):
         yield _check_folder(variable, environment.get(variable), what)
-    for folder in environment.get(lookup.USER_FOLDERS, "").split(os.pathsep):
-        if folder.strip():
-            yield _check_user_folder(folder)
+    variable = lookup.USER_FOLDERS
+    for folder in filter(str.strip, environment.get(variable, "").split(os.pathsep)):
+        if Path(folder).is_dir():
+            yield _ok(variable, f"{folder}; trainers in it win over ours of the same name")
+        else:
+            detail = f"{folder} does not exist and is skipped by nnU-Net"
+            yield _warning(variable, detail, f"correct or unset {variable}")
 
 
 def _check_folder(variable: str, folder: str | None, what: str) -> Finding:
     if not folder:
-        return _problem(variable, "not set", f"{_setting(variable)}, the folder for {what}")
+        setting = f"setx {variable} FOLDER" if os.name == "nt" else f"export {variable}=FOLDER"
+        return _problem(variable, "not set", f"{setting}, the folder for {what}")
     path = Path(folder)
     make = f"mkdir -p {folder}, or correct {variable}"
     if not path.exists():
         if variable == "nnUNet_raw":
             return _problem(variable, f"{folder} does not exist", make)
-        if not _can_be_made(path):
+        nearest = next(parent for parent in path.absolute().parents if parent.exists())
+        if not nearest.is_dir() or not os.access(nearest, os.W_OK):
             return _problem(variable, f"{folder} neither exists nor can be made", make)
         return _warning(variable, f"{folder} does not exist; nnU-Net will make it", make)
     if not path.is_dir():
@@ -151,106 +136,67 @@ def _check_folder(variable: str, folder: str | None, what: str) -> Finding:
     return _ok(variable, folder)
 
 
-def _setting(variable: str) -> str:
-    return f"setx {variable} FOLDER" if os.name == "nt" else f"export {variable}=FOLDER"
+# ------------------------------------------------------- what a fresh interpreter found: see probe
 
 
-def _can_be_made(path: Path) -> bool:
-    nearest = next(parent for parent in path.absolute().parents if parent.exists())
-    return nearest.is_dir() and os.access(nearest, os.W_OK)
-
-
-def _check_user_folder(folder: str) -> Finding:
-    variable = lookup.USER_FOLDERS
-    if not Path(folder).is_dir():
-        cure = f"correct or unset {variable}"
-        return _warning(variable, f"{folder} does not exist and is skipped by nnU-Net", cure)
-    return _ok(variable, f"{folder}; trainers in it win over ours of the same name")
-
-
-# --------------------------------------------------------------------------------------- devices
-
-
-def check_devices() -> Iterator[Finding]:
+def check_devices(facts: Mapping[str, Any], environment: Mapping[str, str]) -> Iterator[Finding]:
     """Report what training can run on."""
-    try:
-        import torch
-    except Exception as error:  # a broken torch fails in many ways; all of them are the finding
-        yield _problem("torch", f"cannot be imported: {error}", "reinstall it: pytorch.org")
+    if "error" in facts:
+        return  # which check_discovery reports
+    devices: Mapping[str, Any] = facts["devices"]
+    if "error" in devices:
+        cure = "reinstall it: pytorch.org"
+        yield _problem("torch", f"cannot be imported: {devices['error']}", cure)
         return
-    gpus = list(_cuda_devices(torch))
-    mps = torch.backends.mps.is_available()
-    yield from gpus
-    if mps:
+    for index, gpu in enumerate(devices["gpus"]):
+        yield _ok(f"cuda:{index}", gpu)
+    if devices["mps"]:
         yield _ok("mps", "available; choose it with -device mps")
-    if not gpus and not mps:
-        yield _no_accelerator(torch)
-    yield _ok("cpu", f"{_usable_cpus()} of {os.cpu_count()} cores for this process")
+    if not devices["gpus"] and not devices["mps"]:
+        yield _no_accelerator(devices)
+    cores = os.cpu_count() or 1
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
+    yield _ok("cpu", f"{usable} of {cores} cores for this process")
+    yield _check_compiler(environment, bool(devices["gpus"]))
 
 
-def _cuda_devices(torch: Any) -> Iterator[Finding]:
-    if not torch.cuda.is_available():
-        return
-    for index in range(torch.cuda.device_count()):
-        properties = torch.cuda.get_device_properties(index)
-        memory = f"{properties.total_memory / 2**30:.1f} GiB"
-        yield _ok(f"cuda:{index}", f"{properties.name}, {memory}")
-
-
-def _no_accelerator(torch: Any) -> Finding:
+def _no_accelerator(devices: Mapping[str, Any]) -> Finding:
     cpu_only = "choose -device cpu; training will be slow"
     if shutil.which("nvidia-smi") is None:
         return _warning("cuda", "no GPU", cpu_only)
-    if torch.version.cuda is None:
+    if devices["cuda"] is None:
         return _problem(
             "cuda",
-            f"there is an NVIDIA driver, but torch {torch.__version__} is built without CUDA",
+            f"there is an NVIDIA driver, but torch {devices['torch']} is built without CUDA",
             "install torch with CUDA (pytorch.org), or choose -device cpu",
         )
     return _warning(
         "cuda",
-        f"there is an NVIDIA driver, but torch (CUDA {torch.version.cuda}) cannot use a GPU",
+        f"there is an NVIDIA driver, but torch (CUDA {devices['cuda']}) cannot use a GPU",
         f"see nvidia-smi and CUDA_VISIBLE_DEVICES; otherwise {cpu_only}",
     )
 
 
-def _usable_cpus() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def check_compiler(environment: Mapping[str, str], cuda: bool) -> Iterator[Finding]:
+def _check_compiler(environment: Mapping[str, str], cuda: bool) -> Finding:
     """Check what torch.compile needs; nnU-Net compiles networks on CUDA unless told not to."""
     wanted = environment.get("nnUNet_compile", "true").lower() in ("true", "1", "t")
     if not cuda or not wanted or os.name == "nt":
-        yield _ok("torch.compile", "not used by nnU-Net here")
-        return
+        return _ok("torch.compile", "not used by nnU-Net here")
     switch_off = "or switch compilation off: export nnUNet_compile=false"
-    compiler = _c_compiler(environment)
+    chosen = environment.get("CC", "").split()[:1]  # options may follow
+    compiler = next(filter(None, map(shutil.which, chosen or ("gcc", "clang", "cc"))), None)
     if compiler is None:
         cure = f"install gcc, set CC, {switch_off}"
-        yield _problem("torch.compile", "there is no C compiler (gcc, clang, CC)", cure)
-        return
+        return _problem("torch.compile", "there is no C compiler (gcc, clang, CC)", cure)
     header = Path(sysconfig.get_path("include"), "Python.h")
     if not header.is_file():
         cure = f"install Python's headers (python3-dev), {switch_off}"
-        yield _problem("torch.compile", f"there is no {header}", cure)
-        return
-    yield _ok("torch.compile", f"C compiler {compiler}")
-
-
-def _c_compiler(environment: Mapping[str, str]) -> str | None:
-    if chosen := environment.get("CC", "").split():
-        return shutil.which(chosen[0])  # options may follow
-    return next(filter(None, map(shutil.which, ("gcc", "clang", "cc"))), None)
-
-
-# ------------------------------------------------------------------------------------- discovery
+        return _problem("torch.compile", f"there is no {header}", cure)
+    return _ok("torch.compile", f"C compiler {compiler}")
 
 
 def check_discovery(facts: Mapping[str, Any], environment: Mapping[str, str]) -> Iterator[Finding]:
-    """Judge what :mod:`nnunet_ext.cli.probe` found in a fresh interpreter."""
+    """Report whether nnU-Net's commands find our classes and other packages', and if not why."""
     if "error" in facts:
         yield _problem("discovery", facts["error"], "try: python -c 'import nnunetv2, nnunet_ext'")
         return
@@ -262,8 +208,18 @@ def check_discovery(facts: Mapping[str, Any], environment: Mapping[str, str]) ->
     if Path(facts["package"]).resolve() != _package_folder():
         detail = f"nnU-Net's commands use {facts['package']}, this command {_package_folder()}"
         yield _warning("discovery", detail, f"uninstall one of them, or: {REINSTALL}")
+    others = registry.others("trainers") | registry.others("planners")
     for name, answer in facts["classes"].items():
-        yield _check_class(name, answer)
+        is_ours = any(name in ours for ours in registry.OURS.values())
+        package = "nnunet_ext" if is_ours else others[name].module.partition(".")[0]
+        if "error" in answer:
+            cure = REINSTALL if is_ours else f"mend or uninstall {package}; nothing else suffers"
+            yield _problem(name, answer["error"], cure)
+        elif answer["module"].partition(".")[0] == package:
+            yield _ok(name, answer["module"])
+        else:
+            detail = f"another class of this name wins: {answer['module']} in {answer['file']}"
+            yield _warning(name, detail, "fine if you meant it; else rename that class")
 
 
 def _why_inactive(facts: Mapping[str, Any], environment: Mapping[str, str]) -> Finding:
@@ -295,13 +251,3 @@ def _why_inactive(facts: Mapping[str, Any], environment: Mapping[str, str]) -> F
 def _is_in_any(path: str, folders: list[str]) -> bool:
     resolved = Path(path).resolve()
     return any(resolved.is_relative_to(Path(folder).resolve()) for folder in folders)
-
-
-def _check_class(name: str, answer: Mapping[str, str]) -> Finding:
-    if "error" in answer:
-        return _problem(name, answer["error"], REINSTALL)
-    package = trainers if name in trainers.MODULES else planners
-    if answer["module"] == f"{package.__name__}.{package.MODULES[name]}":
-        return _ok(name, answer["module"])
-    detail = f"another class of this name wins: {answer['module']} in {answer['file']}"
-    return _warning(name, detail, "fine if you meant it; else rename that class")

@@ -9,11 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nnunet_ext import registry
 from nnunet_ext._common.errors import SettingsError, UserError
 from nnunet_ext._common.files import read_json
-from nnunet_ext.cli.plans_file import Configuration, PlansFile, open_plans
 from nnunet_ext.domains.splits import SPLITS_FILE
-from nnunet_ext.settings import METHODS, PLANS_KEY, read_method_settings, read_training_settings
+from nnunet_ext.nnunet.lookup import users_settings
+from nnunet_ext.nnunet.plans import Configuration, PlansFile, open_plans
+from nnunet_ext.settings import (
+    PLANS_KEY,
+    TrainingSettings,
+    read_method_settings,
+    read_training_settings,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -212,31 +219,42 @@ def put(settings: Any, path: list[str], value: Any, where: str) -> None:
 
 
 def _refuse_wrong_settings(configuration: Configuration, where: str) -> None:
-    """Read all settings that a configuration holds; the method's classes cost seconds."""
+    """Read all settings that a configuration holds."""
+    block = configuration[PLANS_KEY]
+    classes = _classes(_readers(block))
     try:
-        read_training_settings(configuration, where)
+        read_training_settings(configuration, where, classes)
     except SettingsError as error:
-        raise SettingsError(f"{error}{_missing_prefix(configuration)}") from None
-    methods = [key for key in configuration.get(PLANS_KEY, {}) if key in METHODS]
-    if methods:
-        from nnunet_ext.cli.catalogue import method_settings
+        meant = [
+            f"{method}.{field.name}"
+            for method, settings_class in classes.items()
+            for field in fields(settings_class)
+            if field.name in block
+        ]
+        hint = f" A method's settings need its name: {', '.join(meant)}." if meant else ""
+        raise SettingsError(f"{error}{hint}") from None
+    for method in block.keys() & classes.keys():
+        read_method_settings(configuration, method, classes[method], where)
 
-        classes = method_settings()
-        for method in methods:
-            read_method_settings(configuration, method, classes[method], where)
+
+def _readers(block: Mapping[str, Any]) -> dict[str, Mapping[str, type]]:
+    """Trainer -> method -> settings class; beyond ours only where the block needs it.
+
+    Looking at other packages and the user's folders imports them, and torch.
+    """
+    readers: dict[str, Mapping[str, type]] = {
+        trainer.name: trainer.settings_classes for trainer in registry.TRAINERS.values()
+    }
+    known = {*registry.METHODS, *(field.name for field in fields(TrainingSettings))}
+    if isinstance(block, Mapping) and not block.keys() <= known:
+        for name, read in registry.others_settings().items():
+            readers.setdefault(name, read)
+        readers.update(users_settings())
+    return readers
 
 
-def _missing_prefix(configuration: Configuration) -> str:
-    """Say where settings of a method belong that were set without its name."""
-    from nnunet_ext.cli.catalogue import method_settings
-
-    meant = [
-        f"{method}.{field.name}"
-        for method, settings_class in method_settings().items()
-        for field in fields(settings_class)
-        if field.name in configuration[PLANS_KEY]
-    ]
-    return f" A method's settings need its name: {', '.join(meant)}." if meant else ""
+def _classes(readers: Mapping[str, Mapping[str, type]]) -> dict[str, Any]:
+    return {method: cls for read in readers.values() for method, cls in read.items()}
 
 
 def _announce_to_previous_stage(plans_file: PlansFile, name: str) -> None:
@@ -258,11 +276,13 @@ def _announce_to_previous_stage(plans_file: PlansFile, name: str) -> None:
 
 
 def _report(plans_file: PlansFile, dataset: str, name: str) -> None:
-    from nnunet_ext.cli.catalogue import trainers_reading
-
     resolved = plans_file.resolve(name)
-    methods = [key for key in resolved[PLANS_KEY] if key in METHODS]
-    suitable = _suitable_trainers(plans_file, trainers_reading(methods))
+    readers = _readers(resolved[PLANS_KEY])
+    methods = _classes(readers).keys() & resolved[PLANS_KEY].keys()
+    suitable = [trainer for trainer, read in readers.items() if methods <= read.keys()]
+    planner = str(plans_file.content.get("experiment_planner_used", ""))
+    # first the trainer whose planner made these plans
+    suitable.sort(key=lambda trainer: not planner.startswith(trainer.removesuffix("Trainer")))
     trainer = suitable[0] if suitable else "TRAINER"
     options = f"-tr {trainer} -p {plans_file.name}"
     typer.echo(f'Wrote "{name}" to {plans_file.path}:')
@@ -286,24 +306,17 @@ def _number_of_folds(plans_file: PlansFile) -> int:
     return len(read_json(splits)) if splits.exists() else NNUNETS_FOLDS
 
 
-def _suitable_trainers(plans_file: PlansFile, suitable: list[str]) -> list[str]:
-    """Put the trainer first whose planner made these plans."""
-    planner = str(plans_file.content.get("experiment_planner_used", ""))
-    return sorted(suitable, key=lambda name: not planner.startswith(name.removesuffix("Trainer")))
-
-
 def _show(plans_file: PlansFile, name: str) -> None:
     from rich.console import Console
-
-    from nnunet_ext.cli.catalogue import method_settings
 
     where = f'"{name}" in {plans_file.name}'
     chain = plans_file.inheritance(name)
     resolved = plans_file.resolve(name)
-    training = read_training_settings(resolved, where)
     block: Mapping[str, Any] = resolved.get(PLANS_KEY, {})
+    classes = _classes(_readers(block))
+    training = read_training_settings(resolved, where, classes)
     tables = [_values_table(asdict(training), block)]
-    for method, settings_class in method_settings().items():
+    for method, settings_class in classes.items():
         values: Any = read_method_settings(resolved, method, settings_class, where)
         tables.append(_values_table(asdict(values), block.get(method, {}), f"{method}."))
 
@@ -317,16 +330,12 @@ def _show(plans_file: PlansFile, name: str) -> None:
 
 
 def _values_table(values: Mapping[str, Any], given: Mapping[str, Any], prefix: str = "") -> "Table":
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    table.add_column(no_wrap=True)
+    from nnunet_ext._common.console import lay_out
+
+    rows = []
     for key, value in values.items():
-        is_set = key in given
-        style = "bold" if is_set else "dim"
-        origin = "set" if is_set else "default"
-        table.add_row(*(Text(text, style) for text in (prefix + key, json.dumps(value), origin)))
-    return table
+        style, origin = ("bold", "set") if key in given else ("dim", "default")
+        rows.append([Text(each, style) for each in (prefix + key, json.dumps(value), origin)])
+    return lay_out(rows, {1})

@@ -1,47 +1,59 @@
 """``nnunet-ext demo``: from images to Dice scores with one command."""
 
+from __future__ import annotations
+
+import os
+import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Option
 
 from nnunet_ext._common.errors import UserError
+from nnunet_ext.cli.benchmark import Device
 
-DEVICES = ("cpu", "cuda", "mps")
-INTERRUPTED = 130
-"""Exit code of a shell for a command that Ctrl-C ended."""
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from nnunet_ext.benchmark.results import Results
+    from nnunet_ext.benchmark.spec import Benchmark
+
+SETTINGS = {
+    "save_every": 1,
+    "optimizer": "adam",
+    "initial_lr": 2e-3,  # the few steps that fit into minutes need more than Adam's usual 1e-3
+    "progress_bar": False,
+}
+CASES = 24
+TEST_SHARE = 4
+"""One test case per so many training cases."""
+
+Out = Annotated[Path, Option(help="Working folder; an interrupted demo goes on from there.")]
+Data = Annotated[Path | None, Option(help="Folder of a Decathlon task, instead of synthetic data.")]
+Task = Annotated[str | None, Option(help="Decathlon task to download, such as Task04_Hippocampus.")]
+Cases = Annotated[
+    int | None, Option(min=5, help="Synthetic training cases.", show_default=str(CASES))
+]
 
 
 def demo(
-    out: Annotated[
-        Path, typer.Option(help="Working folder; an interrupted demo goes on from there.")
-    ] = Path("nnunet_ext_demo"),
-    data: Annotated[
-        Path | None, typer.Option(help="Folder of a Decathlon task, instead of synthetic data.")
-    ] = None,
-    task: Annotated[
-        str | None, typer.Option(help="Decathlon task to download, such as Task04_Hippocampus.")
-    ] = None,
-    trainer: Annotated[str, typer.Option(help="Who trains.")] = "CateNormTrainer",
-    epochs: Annotated[
-        int | None, typer.Option(min=1, help="Epochs of training.", show_default="15")
-    ] = None,
-    iterations: Annotated[
-        int | None, typer.Option(min=1, help="Batches per epoch.", show_default="20")
-    ] = None,
-    cases: Annotated[
-        int | None, typer.Option(min=5, help="Synthetic training cases.", show_default="24")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the data and of training.")] = 0,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda or mps; default is the best there is.")
-    ] = None,
+    out: Out = Path("nnunet_ext_demo"),
+    data: Data = None,
+    task: Task = None,
+    trainer: Annotated[str, Option(help="Who trains.")] = "CateNormTrainer",
+    epochs: Annotated[int, Option(min=1, help="Epochs of training.")] = 15,
+    iterations: Annotated[int, Option(min=1, help="Batches per epoch.")] = 20,
+    cases: Cases = None,
+    seed: Annotated[int, Option(min=0, help="Seed of the synthetic data.")] = 0,
+    device: Device = None,
 ) -> None:
     """Show the whole way on a small task: data, plan, training, prediction, scores, picture.
 
-    Without options it makes a synthetic 3D task and takes some minutes without a GPU. All
-    steps are nnU-Net's own commands, which are shown as they run. Everything stays in the
-    working folder: the plans, the model, the predictions, summary.txt and demo.png.
+    Without options it makes a synthetic 3D task and takes some minutes without a GPU. It is a
+    benchmark of one trainer (`nnunet-ext benchmark`), whose commands of nnU-Net's are shown as
+    they run. Everything stays in the working folder: data, model, predictions, summary.txt and
+    demo.png.
 
     \b
     Examples:
@@ -51,67 +63,157 @@ def demo(
     """
     from rich.console import Console
 
-    from nnunet_ext.demo import pipeline, report, workspace
-    from nnunet_ext.demo.trainers import choose_trainer
-    from nnunet_ext.nnunet import commands, decathlon
+    from nnunet_ext._common.console import print_plain, resumable
+    from nnunet_ext.benchmark import spec, synthetic
+    from nnunet_ext.benchmark.collect import collect
+    from nnunet_ext.benchmark.layout import Layout
+    from nnunet_ext.benchmark.schedule import Execution
+    from nnunet_ext.cli.benchmark import find_device, run_shown
+    from nnunet_ext.cli.fetch import fetch_shown
+    from nnunet_ext.nnunet import decathlon
+    from nnunet_ext.nnunet.datasets import PREPROCESSED, RAW, RESULTS
 
-    _refuse_contradictions(data, task, cases)
-    if data is not None:
-        data = decathlon.check_task_folder(data).path
-    if task is not None:
-        task = decathlon.find_task(task).name
-    chosen = choose_trainer(trainer, epochs, pipeline.DEFAULT_EPOCHS)
-    if iterations and not chosen.reads_settings:
-        raise UserError(f"{chosen.name} always trains 250 batches per epoch; omit --iterations.")
-    device = find_device(device)
-    parameters = workspace.Parameters(
-        trainer=chosen.name,
-        data=None if data is None else str(data),
-        task=task,
-        epochs=chosen.epochs,
-        iterations=(iterations or pipeline.DEFAULT_ITERATIONS) if chosen.reads_settings else None,
-        cases=None if data or task else cases or pipeline.DEFAULT_CASES,
-        seed=seed,
-    )
-    console = Console()
-    work = workspace.Workspace(out, parameters)
-    steps = pipeline.Pipeline(parameters, work, chosen, device, console)
-    try:
-        with commands.termination_interrupts():
-            steps.run()
-            report.publish(steps, console)
-    except KeyboardInterrupt:
-        typer.echo("\nInterrupted. Run the same command again to go on from here.", err=True)
-        raise typer.Exit(INTERRUPTED) from None
-
-
-def _refuse_contradictions(data: Path | None, task: str | None, cases: int | None) -> None:
     if data is not None and task is not None:
         raise UserError("--data and --task exclude each other: both say which task to use.")
     if cases is not None and (data is not None or task is not None):
         raise UserError("--cases is for synthetic data; a Decathlon task is used as it is.")
+    data = None if data is None else decathlon.check_task_folder(data)
+    source = data.name if data else decathlon.find_task(task).name if task else None
+    dataset = decathlon.dataset_name(source) if source else synthetic.DATASET
+    benchmark = _benchmark(dataset, trainer, epochs, iterations)
+    execution = Execution("local", find_device(device), jobs=1)
+    console, layout = Console(), Layout(out)
+    spec.claim(layout.root, benchmark)
+    folders = {name: layout.root / "data" / name for name in (RAW, PREPROCESSED)}
+    for name, folder in folders.items():
+        folder.mkdir(parents=True, exist_ok=True)
+        os.environ[name] = str(folder)
+    with resumable():
+        if data or source:
+            decathlon.convert(data or fetch_shown(console, str(source), layout.root / "data"))
+        else:
+            number = cases or CASES
+            test = max(len(synthetic.SITES), number // TEST_SHARE)
+            synthetic.write_raw(folders[RAW], number, test, seed)
+        if not run_shown(benchmark, layout.root, execution, console):
+            raise typer.Exit(1)
+        _publish(collect(layout), layout.root, console)
+    print_plain(console, "nnU-Net's commands go on from here with:")
+    folders |= {PREPROCESSED: layout.preprocessed, RESULTS: layout.results}
+    for name, folder in folders.items():
+        print_plain(console, f"  export {name}={shlex.quote(str(folder))}")
 
 
-def find_device(wished: str | None) -> str:
-    """The device to use; a wished one must be there.
+def _benchmark(dataset: str, trainer: str, epochs: int, iterations: int) -> Benchmark:
+    """The benchmark that a demo is.
 
     Raises:
-        UserError: If it is not.
+        UserError: If there is no such trainer, or it cannot be told how long to train.
     """
-    if wished is not None and wished not in DEVICES:
-        raise UserError(f'--device is "{wished}"; it must be one of {", ".join(DEVICES)}.')
-    if wished == "cpu":
-        return wished
-    import torch
+    from nnunet_ext.benchmark import spec
+    from nnunet_ext.benchmark.arms import find_training
+    from nnunet_ext.nnunet import discovery
 
-    present = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
+    length = {
+        "num_epochs": epochs,
+        "num_iterations_per_epoch": iterations,
+        "num_val_iterations_per_epoch": min(5, iterations),
     }
-    if wished is None:
-        # mps only on request: not every 3D operation exists there
-        return "cuda" if present["cuda"] else "cpu"
-    if not present[wished]:
-        raise UserError(f"There is no {wished} device on this machine; try --device cpu.")
-    return wished
+    content = {
+        "dataset": dataset,
+        "arms": {trainer: {"trainer": trainer}},
+        "plans": "CompactPlans",
+        "folds": [0],
+        "settings": length | SETTINGS,
+    }
+    benchmark = spec.from_content(content, "The command line")
+    discovery.activate(force=True)
+    problem = find_training(benchmark, trainer).problem
+    if problem:
+        raise UserError(problem)
+    return benchmark
+
+
+def _publish(results: Results, folder: Path, console: Any) -> None:
+    """Print the table, write it to ``summary.txt`` and draw ``demo.png``."""
+    from rich.console import Console
+
+    from nnunet_ext._common.console import print_plain, print_table
+    from nnunet_ext.benchmark.results import TEST
+    from nnunet_ext.nnunet.datasets import short_name
+
+    is_test = results.scores["evaluation"] == TEST
+    kind, scores = (
+        ("test" if is_test.any() else "validation"),
+        results.scores[is_test == is_test.any()],
+    )
+    names = [*results.labels.values(), "mean"]
+    dice = scores.pivot(index="case", columns="label", values="dice")[list(results.labels)]
+    ranked = dice.mean(axis=1).sort_values(ascending=False, na_position="last").index
+    groups = {f"all {len(dice)} cases": ranked}
+    sites = scores["case"].str.extract("(site[A-Z])_")[0]  # of the synthetic cases
+    for site, cases in scores["case"].groupby(sites).unique().items():
+        groups[f"{site}, {len(cases)} case{'s' * (len(cases) > 1)}"] = cases
+    groups[f"worst case, {ranked[-1]}"] = ranked[-1:]
+    rows = [(name, *_figures(dice.loc[members].mean())) for name, members in groups.items()]
+    (trainer,) = results.arms
+    title = f"{trainer} on the {len(dice)} {kind} cases of {short_name(results.title)}"
+    with (folder / "summary.txt").open("w", encoding="utf-8") as file:
+        for target in (Console(file=file, width=100), console):
+            print_plain(target, f"\n{title}\n", "bold")
+            print_table(target, ("Dice", *names), rows)
+    shown = {len(ranked) // 2: "median", len(ranked) - 1: "worst", 0: "best"}
+    lines = {}
+    for place, role in sorted(shown.items()):
+        case, pairs = ranked[place], zip(names, _figures(dice.loc[ranked[place]]), strict=True)
+        parts = list(pairs)[:-1] if len(names) < 5 else list(pairs)[-1:]  # more is too long
+        line = f"{role}: {case}\nDice: {', '.join(map(' '.join, parts))}"
+        lines[line] = scores[scores["case"] == case].iloc[0]
+    _draw(lines, results.labels, title, folder / "demo.png")
+    print_plain(console, f"\nPicture: {folder / 'demo.png'}\nTable:   {folder / 'summary.txt'}")
+
+
+def _figures(dice: pd.Series) -> list[str]:
+    """Dice per label, and their mean."""
+    return [f"{value:.3f}" if value == value else "-" for value in (*dice, dice.mean())]
+
+
+def _draw(cases: dict[str, pd.Series], labels: dict[str, str], title: str, path: Path) -> None:
+    """Draw image, truth and prediction of cases.
+
+    Args:
+        cases: What stands beside a case -> its files ``image``, ``truth`` and ``prediction``.
+        labels: Label -> name.
+        title: What stands above.
+        path: Where the picture goes.
+    """
+    import numpy as np
+    from matplotlib import style
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    from nnunet_ext._common import pictures
+    from nnunet_ext._common.files import replacing
+
+    colours = {int(label): pictures.COLOURS[i % 7] for i, label in enumerate(labels)}
+    columns = ("image", "truth", "prediction")
+    with style.context("default"):
+        figure = Figure(figsize=(9, 3.05 * len(cases) + 0.9), layout="constrained", dpi=120)
+        grid = figure.subplots(len(cases), 3, squeeze=False)
+        for row, (line, case) in zip(grid, cases.items(), strict=True):
+            voxels = [pictures.read_voxels(Path(case[column])) for column in columns]
+            axis, index = pictures.telling_slice(voxels[1][0], voxels[2][0], voxels[0][1])
+            slices = [np.take(array, index, axis) for array, _ in voxels]
+            for axes, labelled in zip(row, (None, *slices[1:]), strict=True):
+                pictures.draw_slice(axes, slices[0], pictures.aspect_of(voxels[0][1], axis))
+                if labelled is not None:
+                    pictures.draw_labels(axes, labelled, labelled, colours)
+            row[0].set_ylabel(line, fontsize=10)
+        for axes, column in zip(grid[0], columns, strict=True):
+            axes.set_title(column, fontsize=12)
+        figure.suptitle(title, fontsize=13)
+        names = zip(colours.values(), labels.values(), strict=True)
+        patches = [Patch(color=colour, label=name) for colour, name in names]
+        figure.legend(handles=patches, loc="outside lower center", ncols=4, frameon=False)
+        with replacing(path) as partial:
+            figure.savefig(partial, format="png")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from nnunet_ext import planners, trainers
+from nnunet_ext import registry
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 PROBE_SECONDS = 300
 """Patience with the fresh interpreter; importing torch from a network disk takes a while."""
+
+STYLES = {"ok": "green", "warning": "yellow", "PROBLEM": "bold red"}
 
 
 def doctor() -> None:
@@ -36,27 +38,21 @@ def doctor() -> None:
 
     console = Console(highlight=False)
     probe = _start_probe()  # works on while the other checks run
-    findings: list[Finding] = []
+    levels: list[str] = []
+
+    def report(title: str, findings: Iterable["Finding"]) -> None:
+        findings = list(findings)
+        levels.extend(finding.level for finding in findings)
+        _print_group(console, title, findings)
+
     python = f"{sys.version.split()[0]} at {sys.executable}"
-
-    def report(title: str, group: Iterable["Finding"]) -> None:
-        group = list(group)
-        findings.extend(group)
-        _print_group(console, title, group)
-
-    first = checks.Finding(checks.Level.OK, "python", python)
-    report("Versions", [first, *checks.check_versions()])
+    report("Versions", [checks.Finding("ok", "python", python), *checks.check_versions()])
     report("Folders", checks.check_folders(os.environ))
-    with console.status("Looking for devices ..."):
-        devices = list(checks.check_devices())
-    cuda = any(finding.subject.startswith("cuda:") for finding in devices)
-    report("Devices", [*devices, *checks.check_compiler(os.environ, cuda)])
     with console.status("Asking nnU-Net for our trainers in a fresh interpreter ..."):
         facts = _finish_probe(probe)
+    report("Devices", checks.check_devices(facts, os.environ))
     report("Discovery", checks.check_discovery(facts, os.environ))
-
-    problems = sum(finding.level is checks.Level.PROBLEM for finding in findings)
-    warnings = sum(finding.level is checks.Level.WARNING for finding in findings)
+    problems, warnings = levels.count("PROBLEM"), levels.count("warning")
     console.print(f"\n{_count(problems, 'problem')}, {_count(warnings, 'warning')}.")
     if problems:
         raise typer.Exit(1)
@@ -64,9 +60,9 @@ def doctor() -> None:
 
 def _start_probe() -> "subprocess.Popen[str]":
     source = Path(__file__).with_name("probe.py").read_text(encoding="utf-8")
-    names = (json.dumps(list(trainers.MODULES)), json.dumps(list(planners.MODULES)))
+    names = [list({**ours, **registry.others(kind)}) for kind, ours in registry.OURS.items()]
     return subprocess.Popen(
-        [sys.executable, "-c", source, *names],
+        [sys.executable, "-c", source, *map(json.dumps, names)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -89,21 +85,18 @@ def _finish_probe(probe: "subprocess.Popen[str]") -> dict[str, Any]:
 
 
 def _print_group(console: "Console", title: str, findings: Iterable["Finding"]) -> None:
-    from rich.table import Table
     from rich.text import Text
 
-    styles = {"ok": "green", "warning": "yellow", "PROBLEM": "bold red"}
-    table = Table.grid(padding=(0, 2, 0, 0))
-    for no_wrap in (True, True, False):
-        table.add_column(no_wrap=no_wrap, overflow="fold")
+    from nnunet_ext._common.console import lay_out
+
+    rows = []
     for finding in findings:
-        level = finding.level.value
         detail = Text(finding.detail)
         if finding.cure:
             detail.append(f"\n-> {finding.cure}", style="bold")
-        table.add_row(Text(level, style=styles[level]), finding.subject, detail)
+        rows.append((Text(finding.level, style=STYLES[finding.level]), finding.subject, detail))
     console.print(Text(f"\n{title}", style="bold underline"))
-    console.print(table)
+    console.print(lay_out(rows, {2}))
 
 
 def _count(number: int, noun: str) -> str:

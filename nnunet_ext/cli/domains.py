@@ -49,7 +49,7 @@ def domains(
     from nnunet_ext._common.console import print_plain
     from nnunet_ext._common.files import read_object
     from nnunet_ext.domains import assignment, splits, store
-    from nnunet_ext.nnunet.datasets import PREPROCESSED, find_dataset, nnunet_folder, number_of
+    from nnunet_ext.nnunet.datasets import PREPROCESSED, find_dataset, nnunet_folder
 
     if regex is not None and table is not None:
         raise UserError("Assign by --regex or by --csv, not by both.")
@@ -72,21 +72,13 @@ def domains(
     assignment.refuse_unfit(assigned, cases, where)
     folds = splits.leave_one_out(assigned) if leave_one_out else []
     preprocessed = nnunet_folder(PREPROCESSED) / name
-    if folds and not preprocessed.is_dir():
-        raise UserError(
-            f"Folds go to {preprocessed}, which does not exist yet. First run: "
-            f"nnUNetv2_plan_and_preprocess -d {number_of(name)}"
-        )
-    if folds and not overwrite:
-        splits.refuse_other_folds_of_models(preprocessed, folds)
+    if folds:
+        splits.refuse_other_folds_of_models(preprocessed, folds, overwrite)
     # for folds alone too, so that what was edited by hand in one copy reaches the other
     written = store.save_domains(name, assigned)
     if folds:
-        kept = splits.write_splits(preprocessed, folds)
-        written.append(preprocessed / splits.SPLITS_FILE)
         _show_folds(console, name, assigned, folds)
-        if kept is not None:
-            print_plain(console, f"The former folds are kept in {kept}")
+        place_folds(console, preprocessed, folds)
     else:
         _show(console, name, cases, assigned)
     for path in written:
@@ -129,7 +121,6 @@ def _show_folds(
 ) -> None:
     from nnunet_ext._common.console import print_plain, print_table
     from nnunet_ext.domains.splits import PLANNING_WARNING
-    from nnunet_ext.nnunet.datasets import number_of
 
     print_plain(console, f"{name}: one fold for each domain", "bold")
     rows = [
@@ -138,8 +129,20 @@ def _show_folds(
     ]
     print_table(console, ("fold", "held out", "its cases", "training cases"), rows)
     print_plain(console, f"Warning: {PLANNING_WARNING}", "yellow")
+
+
+def place_folds(console: "Console", preprocessed: Path, folds: "list[Split]") -> None:
+    """Write folds that may be written, and say where they and the former ones are."""
+    from nnunet_ext._common.console import print_plain
+    from nnunet_ext.domains.splits import SPLITS_FILE, write_splits
+    from nnunet_ext.nnunet.datasets import number_of
+
+    kept = write_splits(preprocessed, folds)
+    if kept is not None:
+        print_plain(console, f"The former folds are kept in {kept}")
+    print_plain(console, f"Wrote {preprocessed / SPLITS_FILE}")
     print_plain(
         console,
-        f"Train with: nnUNetv2_train {number_of(name)} CONFIGURATION FOLD, for FOLD 0 to "
-        f"{len(folds) - 1}. For a higher FOLD, nnU-Net would split at random.",
+        f"Train with: nnUNetv2_train {number_of(preprocessed.name)} CONFIGURATION FOLD, for FOLD "
+        f"0 to {len(folds) - 1}. For a higher FOLD, nnU-Net would split at random.",
     )

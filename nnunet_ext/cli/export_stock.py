@@ -101,7 +101,7 @@ def _refuse_other_networks(name: str) -> None:
     trainer: Any = getattr(trainers, name, None)
     if trainer is None:
         raise UserError(
-            f'nnunet_ext has no trainer "{name}".{did_you_mean(name, trainers.MODULES)}'
+            f'nnunet_ext has no trainer "{name}".{did_you_mean(name, trainers.__all__)}'
         )
     builds = trainer.build_network_architecture
     if getattr(builds, "__func__", builds) is not nnUNetTrainer.build_network_architecture:

@@ -1,14 +1,20 @@
 """``nnunet-ext list``: what there is, what it is for, what it costs, how it is used."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+import inspect
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nnunet_ext import planners, settings, trainers
+from nnunet_ext import registry, settings
 from nnunet_ext._common.errors import UserError
 from nnunet_ext._common.near import did_you_mean
+from nnunet_ext.nnunet.lookup import occurs_in_nnunet
+from nnunet_ext.registry import OURS, TRAINERS, Entry, Kind, Planner, Trainer, others
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
     from rich.console import Console
     from rich.table import Table
 
@@ -31,82 +37,81 @@ def list_methods(
     console = Console(highlight=False)
     if name is None:
         _show_all(console)
-    elif _is_trainer(name):
-        _show_trainer(console, name)
-    elif name in planners.MODULES:
-        _show_planner(console, name)
+    elif entry := _find("trainers", name) or _find("planners", name):
+        _show_facts(console, name, entry)
+        if isinstance(entry, Trainer):
+            _show_trainer(console, name, entry)
+        elif isinstance(entry, Planner):
+            _show_planner(console, entry)
     else:
-        known = [*trainers.MODULES, *planners.MODULES]
+        known = [name for kind in OURS for name in {**OURS[kind], **others(kind)}]
         raise UserError(
             f'There is no trainer or planner "{name}".{did_you_mean(name, known)} '
             f"There are: {', '.join(known)}."
         )
 
 
-def _is_trainer(name: str) -> bool:
-    patterns = (trainers.LENGTH_SUFFIX, trainers.TWIN)
-    plausible = any(pattern.fullmatch(name) for pattern in patterns)  # the rest takes seconds
-    return name in trainers.MODULES or (plausible and hasattr(trainers, name))
+def _find(kind: Kind, name: str) -> Entry | None:
+    base = registry.without_length(name) if kind == "trainers" else name
+    if base in OURS[kind]:
+        return OURS[kind][base]
+    stock = base.replace("Extension", "nnUNet", 1)
+    if kind == "trainers" and registry.TWIN.fullmatch(base) and occurs_in_nnunet(stock):
+        purpose = f"{stock} with settings from the plans; a fair baseline"
+        return Trainer(base, "nnunet_ext.trainers", purpose, f"as {stock}")
+    point = others(kind).get(name) or others(kind).get(base)
+    return _describe(kind, point) if point else None
+
+
+def _describe(kind: Kind, point: "EntryPoint") -> Entry:
+    """What a class of another package says of itself, or why it does not work."""
+    name, package = point.name, registry.package_of(point)
+    if name in OURS[kind] or occurs_in_nnunet(name):
+        owner = "nnunet_ext" if name in OURS[kind] else "nnU-Net"
+        return Entry(name, package, f"not used: {owner} has one of this name (from {package})")
+    try:
+        cls = registry.load_other(point)
+    except UserError as error:
+        return Entry(name, package, f"broken: {error}")
+    first_line = (cls.__doc__ or "no description").strip().partition("\n")[0]
+    purpose = f"{getattr(cls, 'purpose', first_line)} (from {package})"
+    cost, paper = (str(getattr(cls, what, "")) for what in ("cost", "paper"))
+    if kind == "trainers":
+        settings = registry.settings_read_by(cls)
+        return Trainer(name, package, purpose, cost, paper, settings=settings)
+    plans = getattr(cls, "default_plans_name", None)
+    if plans is None:  # as nnU-Net's planners say it
+        plans = inspect.signature(cls).parameters["plans_name"].default
+    return Planner(name, package, purpose, cost, plans)
 
 
 def _show_all(console: "Console") -> None:
-    from nnunet_ext.cli.catalogue import load_planners, load_trainers, method_settings
-
-    with console.status("Importing the trainers ..."):
-        all_trainers, all_planners = load_trainers(), load_planners()
+    listed: dict[Kind, list[Entry]] = {
+        kind: [*OURS[kind].values(), *(_describe(kind, each) for each in others(kind).values())]
+        for kind in OURS
+    }
     _heading(console, "Trainers", "nnUNetv2_train ... -tr NAME")
-    console.print(_overview(all_trainers))
+    console.print(_overview(listed["trainers"]))
     _heading(console, "Planners", "nnUNetv2_plan_and_preprocess ... -pl NAME")
-    console.print(_overview(all_planners))
+    console.print(_overview(listed["planners"]))
     _show_training_settings(console)
-    for method, settings_class in method_settings().items():
-        _show_settings(console, f"Settings of {method}", settings_class, f"{method}.")
+    methods: dict[str, type] = {}
+    for entry in listed["trainers"]:
+        methods = (entry.settings_classes if isinstance(entry, Trainer) else {}) | methods
+    _show_method_settings(console, methods)
     console.print("\nSet them with: nnunet-ext configure --help", soft_wrap=True)
     console.print("More on one of them, with commands: nnunet-ext list NAME", soft_wrap=True)
 
 
-def _show_trainer(console: "Console", name: str) -> None:
-    with console.status(f"Importing {name} ..."):
-        trainer = getattr(trainers, name)
-    _show_facts(console, name, trainer)
-    methods = trainer.collected_method_settings()
-    for method, settings_class in methods.items():
-        _show_settings(console, f"Settings of {method}", settings_class, f"{method}.")
+def _show_trainer(console: "Console", name: str, trainer: Trainer) -> None:
+    _show_method_settings(console, trainer.settings_classes)
     _show_training_settings(console)
-    _show_commands(console, _trainer_commands(name, methods))
-
-
-def _show_planner(console: "Console", name: str) -> None:
-    with console.status(f"Importing {name} ..."):
-        planner = getattr(planners, name)
-    _show_facts(console, name, planner)
-    trainer_name = name.removesuffix("Planner") + "Trainer"
-    if trainer_name not in trainers.MODULES:
-        trainer_name = "TRAINER"
-    plans = planner.default_plans_name
-    _show_commands(
-        console,
-        {
-            f"Plan and preprocess; the plans are called {plans}": (
-                f"nnUNetv2_plan_and_preprocess -d DATASET -pl {name}"
-            ),
-            "Train with these plans": (
-                f"nnUNetv2_train DATASET 3d_fullres FOLD -tr {trainer_name} -p {plans}"
-            ),
-        },
-    )
-
-
-def _trainer_commands(name: str, methods: dict[str, type]) -> dict[str, str]:
-    from nnunet_ext.cli.catalogue import planner_for
-
-    planner_name = planner_for(name.partition("_")[0])  # without the suffix
-    plans = getattr(planners, planner_name).default_plans_name if planner_name else None
-    option = f" -p {plans}" if plans else ""
-    commands = {}
-    if planner_name:
+    option, commands = "", {}
+    if trainer.planners:
+        planner, *_ = trainer.planners
+        option = f" -p {planner.plans}"
         commands["Plan and preprocess (without -pl here and -p below: nnU-Net's own plans)"] = (
-            f"nnUNetv2_plan_and_preprocess -d DATASET -pl {planner_name}"
+            f"nnUNetv2_plan_and_preprocess -d DATASET -pl {planner.name}"
         )
     commands["Train"] = f"nnUNetv2_train DATASET 3d_fullres FOLD -tr {name}{option}"
     commands["Predict"] = (
@@ -114,9 +119,17 @@ def _trainer_commands(name: str, methods: dict[str, type]) -> dict[str, str]:
     )
     commands["Train with other settings, under a name of your choice"] = (
         f"nnunet-ext configure DATASET{option} -c 3d_fullres --name 3d_fullres_mine"
-        f" --set {_example_setting(methods)}"
+        f" --set {_example_setting(trainer.settings_classes)}"
     )
-    return commands
+    _show_commands(console, commands)
+
+
+def _show_planner(console: "Console", planner: Planner) -> None:
+    trainer = next((name for name, each in TRAINERS.items() if planner in each.planners), "TRAINER")
+    plan = f"nnUNetv2_plan_and_preprocess -d DATASET -pl {planner.name}"
+    train = f"nnUNetv2_train DATASET 3d_fullres FOLD -tr {trainer} -p {planner.plans}"
+    called = f"Plan and preprocess; the plans are called {planner.plans}"
+    _show_commands(console, {called: plan, "Train with these plans": train})
 
 
 def _example_setting(methods: dict[str, type]) -> str:
@@ -129,41 +142,42 @@ def _example_setting(methods: dict[str, type]) -> str:
     return "num_epochs=250"
 
 
-def _overview(classes: dict[str, Any]) -> "Table":
-    from rich.table import Table
+def _overview(entries: Iterable[Entry]) -> "Table":
     from rich.text import Text
 
-    table = Table(box=None, padding=(0, 2, 1, 0), pad_edge=False)
-    table.add_column("name", no_wrap=True)
-    table.add_column("what it is for", overflow="fold", ratio=3)
-    table.add_column("relative cost", overflow="fold", ratio=2)
-    for name, cls in classes.items():
-        purpose = Text(cls.purpose)
-        if paper := getattr(cls, "paper", ""):
-            purpose.append(f"\n{paper}", style="dim")
-        table.add_row(Text(name, style="bold"), purpose, Text(cls.relative_cost))
-    return table
+    from nnunet_ext._common.console import lay_out
+
+    rows = []
+    for entry in entries:
+        purpose = Text(entry.purpose)
+        if isinstance(entry, Trainer) and entry.paper:
+            # without the scheme, a link to arXiv fits into one line
+            source = f"\n{entry.paper}\n{entry.link.removeprefix('https://')}"
+            purpose.append(source.rstrip(), style="dim")
+        rows.append((Text(entry.name, style="bold"), purpose, entry.cost))
+    return lay_out(rows, {1, 2}, ("name", "what it is for", "relative cost"), gap=1)
 
 
-def _show_facts(console: "Console", name: str, cls: Any) -> None:
-    from rich.table import Table
+def _show_facts(console: "Console", name: str, entry: Entry) -> None:
     from rich.text import Text
 
-    facts = {"for": "purpose", "cost": "relative_cost", "paper": "paper"}
-    table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for label, attribute in facts.items():
-        if value := getattr(cls, attribute, ""):
-            table.add_row(label, Text(value))
+    from nnunet_ext._common.console import lay_out
+
+    labels = {"for": "purpose", "cost": "cost", "paper": "paper", "": "link"}
+    facts = [(label, str(getattr(entry, what, ""))) for label, what in labels.items()]
     console.print(Text(name, style="bold"))
-    console.print(table)
+    console.print(lay_out([fact for fact in facts if fact[1]], {1}))
 
 
 def _show_training_settings(console: "Console") -> None:
     cls = settings.TrainingSettings
     _show_settings(console, "Settings of training itself, for every trainer here", cls)
     console.print("null keeps nnU-Net's own value.")
+
+
+def _show_method_settings(console: "Console", methods: dict[str, type]) -> None:
+    for method, settings_class in methods.items():
+        _show_settings(console, f"Settings of {method}", settings_class, f"{method}.")
 
 
 def _show_settings(console: "Console", title: str, settings_class: type, prefix: str = "") -> None:

@@ -25,6 +25,7 @@ def probe(trainers: list[str], planners: list[str]) -> dict[str, Any]:
         "active": False,
         "status": "",
         "classes": {},
+        "devices": _devices(),
     }
     try:
         from nnunet_ext import __file__ as package_file
@@ -54,6 +55,21 @@ def _start_up_files() -> list[str]:
     return [file for file in files if os.path.isfile(file)]
 
 
+def _devices() -> dict[str, Any]:
+    try:
+        import torch
+    except Exception as error:  # a broken torch fails in many ways; all of them are the finding
+        return {"error": f"{type(error).__name__}: {error}"}
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    gpus = [torch.cuda.get_device_properties(index) for index in range(count)]
+    return {
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "gpus": [f"{gpu.name}, {gpu.total_memory / 2**30:.1f} GiB" for gpu in gpus],
+        "mps": torch.backends.mps.is_available(),
+    }
+
+
 def _look_up(find: Any, name: str) -> dict[str, str]:
     try:
         cls = find(name)
@@ -67,23 +83,19 @@ def _look_up(find: Any, name: str) -> dict[str, str]:
 
 
 def _find_trainer(name: str) -> Any:
-    try:
-        from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-    except ImportError:  # nnU-Net before 2.8
-        return _find("training", "nnUNetTrainer", name=name)
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
     return recursive_find_trainer_class_by_name(name)
 
 
 def _find_planner(name: str) -> Any:
-    return _find("experiment_planning", name=name)
-
-
-def _find(*folders: str, name: str) -> Any:
     import nnunetv2
     from nnunetv2.utilities import find_class_by_name
 
     return find_class_by_name.recursive_find_python_class(
-        os.path.join(nnunetv2.__path__[0], *folders), name, ".".join(("nnunetv2", *folders))
+        os.path.join(nnunetv2.__path__[0], "experiment_planning"),
+        name,
+        "nnunetv2.experiment_planning",
     )
 
 

@@ -2,13 +2,13 @@
 
 import runpy
 import sys
-from importlib import metadata
 from typing import Annotated
 
 import typer
 
 from nnunet_ext._common.errors import UserError
 from nnunet_ext._common.near import did_you_mean
+from nnunet_ext.nnunet.commands import nnunet_commands
 
 
 def run(
@@ -32,23 +32,8 @@ def run(
     _require_nnunet_command(command)
     sys.argv = ["nnunet-ext", command, *(arguments or [])]
     # A spawned worker repeats the import of its parent's __main__ by name, before it unpickles
-    # anything. Running `launch` as __main__ thus activates nnunet_ext in all workers as well.
-    runpy.run_module("nnunet_ext.cli.launch", run_name="__main__", alter_sys=True)
-
-
-def nnunet_commands() -> dict[str, metadata.EntryPoint]:
-    """Return nnU-Net's console commands by name.
-
-    Raises:
-        UserError: If nnU-Net is not installed.
-    """
-    try:
-        entry_points = metadata.distribution("nnunetv2").entry_points
-    except metadata.PackageNotFoundError:
-        raise UserError(
-            "nnunetv2 is not installed for this Python; install it with: pip install nnunetv2"
-        ) from None
-    return {entry.name: entry for entry in entry_points if entry.group == "console_scripts"}
+    # anything. Running it as __main__ thus activates nnunet_ext in all workers as well.
+    runpy.run_module("nnunet_ext.nnunet.launch", run_name="__main__", alter_sys=True)
 
 
 def _require_nnunet_command(command: str) -> None:

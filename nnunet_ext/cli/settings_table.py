@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter
 from rich.table import Table
 from rich.text import Text
+
+from nnunet_ext._common.console import lay_out
 
 _LIMITS = {
     "minimum": ">= {}",
@@ -16,24 +17,14 @@ _LIMITS = {
     "exclusiveMaximum": "< {}",
     "minItems": "at least {} items",
     "maxItems": "at most {} items",
-    "minLength": "at least {} characters",
-    "maxLength": "at most {} characters",
     "pattern": "matching {}",
 }
-_TYPES = {"string": "text"}
+_TYPES = {"string": "text", "boolean": "true | false"}
 """Where JSON's own name of a type would not be understood."""
 
 
-@dataclass(frozen=True)
-class Setting:
-    """One setting as a user sees it.
-
-    Attributes:
-        name: Key in the plans, below the method's name.
-        default: The default as JSON.
-        allowed: Allowed values in words.
-        description: What the setting does.
-    """
+class Setting(NamedTuple):
+    """One setting as a user sees it."""
 
     name: str
     default: str
@@ -44,12 +35,11 @@ class Setting:
 def settings_of(settings_class: type) -> list[Setting]:
     """List the settings of a pydantic settings class in the order of their declaration."""
     schema = TypeAdapter(settings_class).json_schema()
-    definitions = schema.get("$defs", {})
     return [
         Setting(
             name=name,
             default=json.dumps(entry["default"]) if "default" in entry else "required",
-            allowed=_allowed(entry, definitions),
+            allowed=_allowed(entry, schema.get("$defs", {})),
             description=entry.get("description", ""),
         )
         for name, entry in schema.get("properties", {}).items()
@@ -58,15 +48,12 @@ def settings_of(settings_class: type) -> list[Setting]:
 
 def settings_table(settings: list[Setting], prefix: str = "") -> Table:
     """Lay the settings out as a table in which no name is ever cut."""
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    table.add_column("setting", no_wrap=True)
-    table.add_column("default", no_wrap=True)
-    table.add_column("what it does, and what is allowed", overflow="fold")
-    for setting in settings:
-        meaning = Text.assemble(setting.description, "\n" if setting.description else "")
-        meaning.append(setting.allowed, style="dim")
-        table.add_row(Text(prefix + setting.name, style="bold"), Text(setting.default), meaning)
-    return table
+    heading = ("setting", "default", "what it does, and what is allowed")
+    rows = []
+    for name, default, allowed, description in settings:
+        meaning = Text(f"{description}\n" if description else "").append(allowed, style="dim")
+        rows.append((Text(prefix + name, style="bold"), default, meaning))
+    return lay_out(rows, {2}, heading)
 
 
 def _allowed(entry: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
@@ -74,34 +61,12 @@ def _allowed(entry: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
         entry = definitions[entry["$ref"].rsplit("/", 1)[-1]] | dict(entry)
     if "enum" in entry or "const" in entry:
         return " | ".join(json.dumps(value) for value in entry.get("enum", [entry.get("const")]))
-    for alternatives in ("anyOf", "oneOf"):
-        if alternatives in entry:
-            return " | ".join(_allowed(part, definitions) for part in entry[alternatives])
-    return " ".join([_type(entry, definitions), ", ".join(_limits(entry))]).strip()
-
-
-def _type(entry: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
-    kind = entry.get("type", "any")
-    if kind == "null":
-        return "null"
-    if kind == "boolean":
-        return "true | false"
-    if kind == "array":
-        return _array(entry, definitions)
-    return _TYPES.get(kind, kind)
-
-
-def _array(entry: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
-    if "prefixItems" in entry:
+    if alternatives := entry.get("anyOf") or entry.get("oneOf"):
+        return " | ".join(_allowed(part, definitions) for part in alternatives)
+    if "prefixItems" in entry:  # its length is plain from the items
         return f"[{', '.join(_allowed(part, definitions) for part in entry['prefixItems'])}]"
-    items = _allowed(entry["items"], definitions) if entry.get("items") else "any"
-    return f"list of {items}"
-
-
-def _limits(entry: Mapping[str, Any]) -> list[str]:
-    fixed_length = "prefixItems" in entry  # its length is plain from the items
-    return [
-        words.format(entry[key])
-        for key, words in _LIMITS.items()
-        if key in entry and not (fixed_length and key.endswith("Items"))
-    ]
+    kind = entry.get("type", "any")
+    if kind == "array":
+        kind = f"list of {_allowed(entry.get('items', {}), definitions)}"
+    limits = [words.format(entry[key]) for key, words in _LIMITS.items() if key in entry]
+    return f"{_TYPES.get(kind, kind)} {', '.join(limits)}".strip()

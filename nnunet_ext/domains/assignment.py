@@ -2,7 +2,7 @@
 
 import csv
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -57,24 +57,61 @@ def from_pattern(pattern: str, cases: Iterable[str]) -> Domains:
     Raises:
         UserError: If the pattern is wrong, or misses a case; names the first five.
     """
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise UserError(f"{pattern} is not a regular expression: {error}.") from None
+    compiled = _compiled(pattern)
     if GROUP not in compiled.groupindex:
         raise UserError(
             f"{pattern} has no group named {GROUP}. An example that has, for names such as "
             f"SiteA_001: (?P<{GROUP}>[^_]+)_"
         )
-    matches = {case: compiled.match(case) for case in cases}
-    domains = {case: match[GROUP] for case, match in matches.items() if match and match[GROUP]}
-    missed = [case for case in matches if case not in domains]
+    domains, missed = _captured(compiled.match, cases, GROUP)
     if missed:
         raise UserError(
-            f"{pattern} finds no domain in {_named(missed)}. It must match at the start of every "
-            "name; nothing was written."
+            f"{pattern} finds no domain in {named_cases(missed)}. It must match at the start of "
+            "every name; nothing was written."
         )
     return domains
+
+
+def subjects_from_pattern(pattern: str, cases: Iterable[str]) -> dict[str, str]:
+    """Take subjects (patients) from case names.
+
+    Args:
+        pattern: Regular expression with exactly one group, which captures what is the same for
+            all cases of a subject; it must match somewhere in every name.
+        cases: Names of the cases.
+
+    Returns:
+        Case -> subject.
+
+    Raises:
+        UserError: If the pattern is wrong, or misses a case; names the first five.
+    """
+    compiled = _compiled(pattern)
+    if compiled.groups != 1:
+        raise UserError(
+            f"{pattern} has {compiled.groups} groups, but needs exactly one, for what names the "
+            r"subject. An example, for names such as MR_017_left: _(\d+)"
+        )
+    subjects, missed = _captured(compiled.search, cases, 1)
+    if missed:
+        raise UserError(f"{pattern} finds no subject in {named_cases(missed)}.")
+    return subjects
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"{pattern} is not a regular expression: {error}.") from None
+
+
+def _captured(
+    find: Callable[[str], re.Match[str] | None], cases: Iterable[str], group: str | int
+) -> tuple[dict[str, str], list[str]]:
+    """What a group captures in each name, and the names in which it captures nothing."""
+    matches = {case: find(case) for case in cases}
+    captured = {case: match[group] for case, match in matches.items() if match and match[group]}
+    return captured, [case for case in matches if case not in captured]
 
 
 def from_csv(path: Path) -> Domains:
@@ -121,13 +158,13 @@ def refuse_unfit(domains: Mapping[str, str], cases: Collection[str], where: str)
     unknown = [case for case in domains if case not in known]
     if unknown:
         raise UserError(
-            f"{where} has domains of cases that are no training cases: {_named(unknown)}."
+            f"{where} has domains of cases that are no training cases: {named_cases(unknown)}."
             f"{did_you_mean(unknown[0], known)}"
         )
     missing = without_domain(domains, cases)
     if missing:
         raise UserError(
-            f"{where} has no domain for {_named(missing)}. Every training case needs one; "
+            f"{where} has no domain for {named_cases(missing)}. Every training case needs one; "
             "`nnunet-ext domains DATASET` with --regex or --csv assigns them."
         )
 
@@ -158,18 +195,21 @@ def refuse_unfit_for_training(
     if missing:
         raise UserError(
             f"{who} needs the domain of every training case, but {DOMAINS_KEY!r} in dataset.json "
-            f"has none for {_named(missing)}. {assign}"
+            f"has none for {named_cases(missing)}. {assign}"
         )
     found = cases_by_domain({case: domains[case] for case in cases})
     if len(found) < least:
-        described = "; ".join(f"{domain}: {_named(members)}" for domain, members in found.items())
+        described = "; ".join(
+            f"{domain}: {named_cases(members)}" for domain, members in found.items()
+        )
         raise UserError(
             f"{who} needs at least {least} domains among the training cases of the fold, but "
             f"finds {len(found)} ({described}). {assign}"
         )
 
 
-def _named(cases: list[str]) -> str:
+def named_cases(cases: Sequence[str]) -> str:
+    """How many cases, and the first of them."""
     more = f" and {len(cases) - SHOWN} more" if len(cases) > SHOWN else ""
     number = f"{len(cases)} cases" if len(cases) > 1 else "1 case"
     return f"{number} ({', '.join(cases[:SHOWN])}{more})"

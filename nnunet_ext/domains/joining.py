@@ -30,6 +30,8 @@ from nnunet_ext.nnunet.images import copy_image
 CHANNELS = "channel_names"
 FILES = ("file_ending", "overwrite_image_reader_writer")
 """Keys of dataset.json that say how files are read."""
+COLOURED = (".png", ".bmp", ".tif")
+"""Endings of files that may hold several channels as colours."""
 LABELS = ("labels", "regions_class_order")
 PROVENANCE = ("name", "description", "reference", "licence", "license", "release")
 """Keys of dataset.json that are kept for each source."""
@@ -111,7 +113,8 @@ def gather(
     for source in without_labels:
         images += _unlabelled_cases(raw / source, shared["file_ending"])
     for case in (*cases, *images):
-        if len(case.images) != len(shared[CHANNELS]):
+        in_one_file = len(case.images) == 1 and shared["file_ending"] in COLOURED
+        if len(case.images) != len(shared[CHANNELS]) and not in_one_file:
             raise UserError(
                 f"{case.source}: case {case.name} has images of {len(case.images)} channels, but "
                 f"{first} has {len(shared[CHANNELS])}."

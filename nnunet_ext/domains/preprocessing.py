@@ -3,18 +3,15 @@
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from concurrent.futures import Executor, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
-from tqdm import tqdm
 
 from nnunet_ext._common.errors import UserError
 from nnunet_ext._common.files import fingerprint, one_at_a_time, read_object, replacing, write_json
+from nnunet_ext._common.processes import for_each
 from nnunet_ext.domains.unlabelled import FOLDER, unlabelled_cases
 from nnunet_ext.nnunet.datasets import PREPROCESSED, RAW, nnunet_folder
 
@@ -115,35 +112,17 @@ def _preprocess_all(
     dataset_json: Mapping[str, Any],
     processes: int,
 ) -> None:
-    executor: Executor = ProcessPoolExecutor(min(processes, len(cases)), get_context("spawn"))
-    try:
-        futures = {
-            case: executor.submit(
-                _preprocess,
-                str(folder / case),
-                [str(path) for path in images],
-                plans_manager,
-                configuration,
-                dict(dataset_json),
-            )
-            for case, images in cases.items()
-        }
-        for case, future in tqdm(
-            futures.items(), f"Preprocessing {FOLDER}", unit="case", leave=False, disable=None
-        ):
-            try:
-                future.result()
-            except BrokenProcessPool as error:
-                raise UserError(
-                    f"A process that preprocesses {FOLDER} was killed, probably because memory "
-                    "ran out. Set nnUNet_def_n_proc to a lower number."
-                ) from error
-            except Exception as error:  # readers and preprocessors raise anything
-                reason = str(error).strip().splitlines()[-1:] or [repr(error)]
-                message = f"Cannot preprocess case {case} in {FOLDER}: {reason[0]}"
-                raise UserError(message) from error
-    finally:
-        executor.shutdown(cancel_futures=True)
+    tasks = {
+        case: (
+            str(folder / case),
+            [str(path) for path in images],
+            plans_manager,
+            configuration,
+            dict(dataset_json),
+        )
+        for case, images in cases.items()
+    }
+    for_each(_preprocess, tasks, processes, f"Preprocessing {FOLDER}")
 
 
 def _preprocess(
@@ -169,4 +148,9 @@ def _preprocess(
         return data, seg, properties
 
     preprocessor.run_case_npy = preprocess_unlabelled_voxels
-    preprocessor.run_case_save(target, images, None, plans_manager, configuration, dataset_json)
+    try:
+        preprocessor.run_case_save(target, images, None, plans_manager, configuration, dataset_json)
+    except Exception as error:  # readers and preprocessors raise anything
+        reason = str(error).strip().splitlines()[-1:] or [repr(error)]
+        message = f"Cannot preprocess case {Path(target).name} in {FOLDER}: {reason[0]}"
+        raise UserError(message) from error

@@ -1,47 +1,27 @@
 """Drawing training cases so that every domain is seen equally often."""
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
-from unittest.mock import patch
+from collections.abc import Mapping, Sequence
+from itertools import cycle, islice
+from math import lcm
 
-import numpy as np
-from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
-from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as nnunets_module
-from numpy.typing import NDArray
+from nnunet_ext.domains.assignment import cases_by_domain
+
+MOST_REPEATS = 100
+"""How often a case of the largest domain may stand in the list."""
 
 
-def even_probabilities(
-    identifiers: Sequence[str], domains: Mapping[str, str]
-) -> NDArray[np.float64]:
-    """Probability of each case where first a domain is drawn and then one of its cases.
+def evenly(identifiers: Sequence[str], domains: Mapping[str, str]) -> list[str]:
+    """Repeat cases so that each domain has as many, for nnU-Net's loaders, which draw alike.
 
     Args:
         identifiers: Cases to draw from.
         domains: Case -> domain, at least for these.
 
     Returns:
-        (N,), in the order of the identifiers; sums to 1.
+        Every case of a domain as often as its others; or one more or less, from
+        :data:`MOST_REPEATS` times upwards, if the domains' sizes have no small common multiple.
     """
-    sizes = Counter(domains[case] for case in identifiers)
-    return np.array([1 / (len(sizes) * sizes[domains[case]]) for case in identifiers])
-
-
-class ProbabilityLoader(nnUNetDataLoader):
-    """nnU-Net's loader, which draws with the ``sampling_probabilities`` that its data set has."""
-
-    def __init__(self, data: Any, *args: Any, **kwargs: Any) -> None:
-        super().__init__(data, *args, **kwargs)
-        self.sampling_probabilities = getattr(data, "sampling_probabilities", None)
-
-
-@contextmanager
-def probabilities_respected() -> Iterator[None]:
-    """Have nnU-Net build loaders that respect the probabilities of their data set.
-
-    nnU-Net starts its workers where it builds the loader, which it gives no probabilities, so
-    afterwards is too late. The class is of this module, so that it pickles by reference.
-    """
-    with patch.object(nnunets_module, nnUNetDataLoader.__name__, ProbabilityLoader):
-        yield
+    members = cases_by_domain({case: domains[case] for case in identifiers}).values()
+    sizes = [len(cases) for cases in members]
+    length = min(lcm(*sizes), MOST_REPEATS * max(sizes, default=0))
+    return [case for cases in members for case in islice(cycle(cases), length)]

@@ -1,15 +1,17 @@
-"""Folds that hold out one domain each."""
+"""Folds that hold out one domain each, or keep every subject's cases together."""
 
+import random
 import shutil
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import TypeAlias
 
 from nnunet_ext._common.errors import UserError
 from nnunet_ext._common.files import read_json, write_json
-from nnunet_ext.domains.assignment import cases_by_domain
-from nnunet_ext.nnunet.datasets import RESULTS, nnunet_folder
+from nnunet_ext.domains.assignment import cases_by_domain, named_cases, without_domain
+from nnunet_ext.nnunet.datasets import RESULTS, nnunet_folder, number_of
 
 SPLITS_FILE = "splits_final.json"
 
@@ -42,18 +44,158 @@ def leave_one_out(domains: Mapping[str, str]) -> list[Split]:
     ]
 
 
-def refuse_other_folds_of_models(preprocessed: Path, splits: list[Split]) -> None:
-    """Refuse to replace folds on which models were trained.
+def grouped_folds(
+    cases: Collection[str],
+    subject_of: Callable[[str], str],
+    number: int = 5,
+    stratify: Mapping[str, str] | None = None,
+    seed: int = 12345,
+) -> list[Split]:
+    """Cross-validation folds that never part the cases of a subject.
+
+    The largest subjects are placed first, each in the fold where it adds least to the sum of
+    squares of the folds' cases, in all and by domain, relative to how many there are; subjects
+    of one size come in random order. scikit-learn's ``StratifiedGroupKFold`` balances like this,
+    but without domains it leaves folds of rather different size.
+
+    Args:
+        cases: All training cases.
+        subject_of: Gives the subject of a case, e.g. ``__getitem__`` of what
+            :func:`nnunet_ext.domains.assignment.subjects_from_pattern` finds.
+        number: Of folds, at least 2.
+        stratify: Domain of every case, if each fold shall get its share of each domain.
+        seed: Another one gives other folds, the same one the same, whatever the cases' order.
+
+    Returns:
+        ``number`` folds, none empty; their held-out cases are all cases, each once.
+
+    Raises:
+        UserError: If there are fewer subjects than folds, fewer than two folds, or a case
+            without domain.
+    """
+    members: dict[str, list[str]] = defaultdict(list)
+    for case in sorted(cases):
+        members[subject_of(case)].append(case)
+    if number < 2:
+        raise UserError(f"{number} folds leave no case to train on; ask for at least 2.")
+    if len(members) < 2:
+        raise UserError(
+            f"All {len(cases)} cases are of one subject, {next(iter(members), 'none')!r}, so no "
+            "fold could train on others than it holds out. Does the expression capture what "
+            "tells subjects apart?"
+        )
+    if len(members) < number:
+        raise UserError(
+            f"{number} folds need at least as many subjects, but {len(cases)} cases are of "
+            f"{len(members)}. Ask for at most {len(members)} folds."
+        )
+    missing = [] if stratify is None else without_domain(stratify, cases)
+    if missing:
+        raise UserError(
+            f"{named_cases(missing)} have no domain, so that folds cannot get their share of "
+            "each. `nnunet-ext domains DATASET` with --regex or --csv assigns domains."
+        )
+    subjects = list(members.values())
+    random.Random(seed).shuffle(subjects)
+    held_out = _placed(sorted(subjects, key=len, reverse=True), number, stratify or {})
+    return [
+        {"train": [case for case in sorted(cases) if case not in fold], "val": sorted(fold)}
+        for fold in held_out
+    ]
+
+
+def _placed(
+    subjects: Iterable[Sequence[str]], number: int, domains: Mapping[str, str]
+) -> list[set[str]]:
+    def count_domains(cases: Iterable[str]) -> Counter[str | None]:
+        # None stands for all cases; an empty fold therefore always comes first
+        return Counter(key for case in cases for key in {None, domains.get(case)})
+
+    subjects = list(subjects)
+    total = count_domains(case for subject in subjects for case in subject)
+    counts = [Counter[str | None]() for _ in range(number)]
+    folds: list[set[str]] = [set() for _ in range(number)]
+    for subject in subjects:
+        added = count_domains(subject)
+        growth = [
+            sum(added[key] * (2 * there[key] + added[key]) / total[key] for key in added)
+            for there in counts
+        ]
+        best = growth.index(min(growth))
+        counts[best] += added
+        folds[best].update(subject)
+    return folds
+
+
+def divided_subjects(
+    splits: Sequence[Split], subject_of: Callable[[str], str]
+) -> list[dict[str, list[str]]]:
+    """For each fold: subject -> those of its cases that are held out while others train."""
+    found = []
+    for split in splits:
+        trained = set(map(subject_of, split["train"]))
+        divided: dict[str, list[str]] = defaultdict(list)
+        for case in split["val"]:
+            if subject_of(case) in trained:
+                divided[subject_of(case)].append(case)
+        found.append(dict(divided))
+    return found
+
+
+def nnunets_folds(cases: Iterable[str]) -> list[Split]:
+    """The five folds by case that nnU-Net makes where there is no ``splits_final.json``.
+
+    Raises:
+        UserError: If there are fewer than five cases.
+    """
+    from nnunetv2.utilities.crossval_split import generate_crossval_split  # takes a second
+
+    try:
+        made = generate_crossval_split(sorted(cases))
+    except ValueError:
+        raise UserError("nnU-Net's own five folds need at least five cases.") from None
+    return [{key: [str(case) for case in split[key]] for key in split} for split in made]
+
+
+def read_splits(path: Path) -> list[Split]:
+    """Read folds from a ``splits_final.json``.
+
+    Raises:
+        UserError: If it cannot be read, is something else, or a fold trains on no case.
+    """
+    splits = read_json(path)
+    if not isinstance(splits, list) or not splits:
+        raise UserError(f"{path} must hold a list of folds.")
+    for fold, split in enumerate(splits):
+        for part in ("train", "val"):
+            names = split.get(part) if isinstance(split, dict) else None
+            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                raise UserError(f'{path}: fold {fold} needs a list of cases under "{part}".')
+        if not split["train"]:
+            raise UserError(f"{path}: fold {fold} has no training cases.")
+    return splits
+
+
+def refuse_other_folds_of_models(
+    preprocessed: Path, splits: list[Split], overwrite: bool = False
+) -> None:
+    """Refuse to replace folds on which models were trained, or to write where nothing is.
 
     Args:
         preprocessed: Folder of the preprocessed data set.
         splits: The new folds.
+        overwrite: Whether the user wants to replace them all the same.
 
     Raises:
-        UserError: Naming the models.
+        UserError: Naming the models, or the folder that there is not.
     """
+    if not preprocessed.is_dir():
+        raise UserError(
+            f"Folds go to {preprocessed}, which does not exist yet. First run: "
+            f"nnUNetv2_plan_and_preprocess -d {number_of(preprocessed.name)}"
+        )
     path = preprocessed / SPLITS_FILE
-    if path.exists() and read_json(path) == splits:
+    if overwrite or (path.exists() and read_json(path) == splits):
         return
     trained = trained_folds(preprocessed.name)
     if trained:

@@ -11,6 +11,7 @@ from nnunet_ext.nnunet.datasets import (
     DATASET_JSON,
     PREPROCESSED,
     RAW,
+    is_hidden,
     nnunet_folder,
     training_cases,
 )
@@ -43,7 +44,8 @@ def case_names(dataset: str) -> list[str]:
     # raw images may have been put away after preprocessing
     ending = read_object(dataset_json_paths(dataset)[0])["file_ending"]
     truth = nnunet_folder(PREPROCESSED) / dataset / "gt_segmentations"
-    return sorted(path.name.removesuffix(ending) for path in truth.glob(f"*{ending}"))
+    files = (path for path in truth.glob(f"*{ending}") if not is_hidden(path))
+    return sorted(path.name.removesuffix(ending) for path in files)
 
 
 def save_domains(dataset: str, domains: Mapping[str, str]) -> list[Path]:

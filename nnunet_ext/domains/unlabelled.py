@@ -5,7 +5,7 @@ from pathlib import Path
 
 from nnunet_ext._common.errors import UserError
 from nnunet_ext._common.files import read_object
-from nnunet_ext.nnunet.datasets import DATASET_JSON, training_cases
+from nnunet_ext.nnunet.datasets import DATASET_JSON, is_hidden, training_cases
 
 FOLDER = "imagesUn"
 """Folder of a raw data set; the files in it are named like those in imagesTr."""
@@ -21,7 +21,8 @@ def images_in(folder: Path, ending: str) -> dict[str, list[Path]]:
     pattern = re.compile(r"(?P<case>.+)_\d{4}" + re.escape(ending))
     cases: dict[str, list[Path]] = {}
     for path in sorted(folder.glob(f"*{ending}")):
-        if match := pattern.fullmatch(path.name):
+        match = pattern.fullmatch(path.name)
+        if match and not is_hidden(path):
             cases.setdefault(match["case"], []).append(path)
     return cases
 

@@ -1,29 +1,30 @@
 """How well a model does on each domain: while it trains, and after."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
 import torch
 from nnunetv2.configuration import default_num_processes
-from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as nnunets_module
+from nnunetv2.training.loss.dice import get_tp_fp_fn_tn
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nnunet_ext._common.files import read_json, write_json
+from nnunet_ext._common.files import write_json
+from nnunet_ext._common.processes import for_each
 from nnunet_ext.domains.assignment import read_domains
-from nnunet_ext.evaluation.metrics import MEASURES, measure_case
+from nnunet_ext.evaluation.metrics import MEASURES
+from nnunet_ext.evaluation.scoring import SUMMARY, measure_case, read_summary
 from nnunet_ext.nnunet.datasets import label_names
 
 if TYPE_CHECKING:
     from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+    from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 SUMMARY_FILE = "summary_by_domain.json"
 
@@ -32,25 +33,48 @@ SUMMARY_FILE = "summary_by_domain.json"
 
 
 @contextmanager
-def counted_by_image() -> Iterator[list[NDArray[Any]]]:
+def counted_by_image(trainer: nnUNetTrainer) -> Iterator[list[NDArray[Any]]]:
     """Have nnU-Net's validation step also leave what it counts for each image of the batch.
+
+    The step hands its logits to the loss, which is where we see them.
 
     Yields:
         A list that gets, per step, (3, B, K) true positives, false positives and false
         negatives of each output channel.
     """
     counted: list[NDArray[Any]] = []
-    count = nnunets_module.get_tp_fp_fn_tn
+    loss = trainer.loss
 
-    def count_by_image(
-        output: Tensor, target: Tensor, axes: Sequence[int], mask: Tensor | None = None
-    ) -> tuple[Tensor, ...]:
-        by_image = count(output, target, axes=axes[1:], mask=mask)  # the first axis is the batch
-        counted.append(torch.stack(by_image[:3]).cpu().numpy())
-        return tuple(each.sum(0) for each in by_image)
+    def count_and_lose(output: Any, target: Any) -> Any:
+        several = isinstance(output, list | tuple)  # deep supervision's, the finest first
+        finest = (output[0], target[0]) if several else (output, target)
+        counted.append(_count(*finest, trainer.label_manager))
+        return loss(output, target)
 
-    with patch.object(nnunets_module, count.__name__, count_by_image):
+    trainer.loss = count_and_lose
+    try:
         yield counted
+    finally:
+        trainer.loss = loss
+
+
+@torch.no_grad()
+def _count(logits: Tensor, target: Tensor, labels: "LabelManager") -> NDArray[Any]:
+    """Count as nnU-Net's validation step does, but each image for itself: (3, B, K)."""
+    mask = None
+    if labels.has_regions:
+        predicted = (torch.sigmoid(logits) > 0.5).float()
+        if labels.has_ignore_label:
+            mask, target = 1 - target[:, -1:].float(), target[:, :-1]
+    else:
+        predicted = torch.zeros_like(logits, dtype=torch.float32)
+        predicted.scatter_(1, logits.argmax(1, keepdim=True), 1)
+        if labels.has_ignore_label:
+            mask = (target != labels.ignore_label).float()
+            target = target * mask
+    axes = tuple(range(2, logits.ndim))
+    counts = get_tp_fp_fn_tn(predicted, target, axes=axes, mask=mask)
+    return torch.stack(counts[:3]).cpu().numpy()
 
 
 def with_domains(
@@ -113,17 +137,11 @@ def summarise(
     Returns:
         A table for people, or why there is none.
     """
-    cases = read_json(evaluation / "summary.json")["metric_per_case"]
-    measure = partial(
-        measure_case,
-        evaluation=evaluation,
-        reader=reader,
-        ignore=ignore,
-        ending=dataset_json["file_ending"],
-    )
-    with get_context("spawn").Pool(min(default_num_processes, len(cases))) as pool:
-        rows = [row for rows in pool.map(measure, cases, chunksize=1) for row in rows]
-    scores = pd.DataFrame(rows)
+    how = (evaluation, reader, ignore, dataset_json["file_ending"])
+    tasks = {case["prediction_file"]: (case, *how) for case in read_summary(evaluation / SUMMARY)}
+    measured = for_each(measure_case, tasks, default_num_processes, "Measuring")
+    rows = [row for case in measured.values() for row in case]
+    scores = pd.DataFrame(rows, columns=None if rows else ["case", "label"])
     scores["label"] = scores["label"].map(label_names(dataset_json))
     scores["domain"] = scores["case"].map(read_domains(dataset_json))
     # groupby leaves out cases without domain, and means leave out what is missing

@@ -6,58 +6,85 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 from nnunet_ext._common.errors import UserError
 
-LAUNCHER = (sys.executable, "-m", "nnunet_ext.cli.launch")
+LAUNCHER = (sys.executable, "-m", "nnunet_ext.nnunet.launch")
 """What `nnunet-ext run` does: also serves installs without the start-up file."""
 
-TAIL_LINES = 12
-GRACE_SECONDS = 10
+PARENT, USAGE = "NNUNET_EXT_PARENT", "NNUNET_EXT_USAGE"
+"""Variables: the process without which a command must not go on; where to write its usage."""
 
-LineReader = Callable[[str], None]
+TAIL_LINES = 12
+TAIL_BYTES = 10_000
+GRACE_SECONDS = 10
+EPOCH = re.compile(r"(?:^|: )Epoch (\d+)\s*$", re.MULTILINE)
+"""What nnU-Net's trainers print when an epoch begins; the first is 0."""
+
+
+def nnunet_commands() -> dict[str, metadata.EntryPoint]:
+    """Return nnU-Net's console commands by name.
+
+    Raises:
+        UserError: If nnU-Net is not installed.
+    """
+    try:
+        entry_points = metadata.distribution("nnunetv2").entry_points
+    except metadata.PackageNotFoundError:
+        raise UserError(
+            "nnunetv2 is not installed for this Python; install it with: pip install nnunetv2"
+        ) from None
+    return {entry.name: entry for entry in entry_points if entry.group == "console_scripts"}
 
 
 def run_command(
     command: Sequence[str],
-    environment: Mapping[str, str],
     log: Path,
-    read_line: LineReader = lambda line: None,
-    launcher: Sequence[str] | None = None,
+    variables: Mapping[str, str] | None = None,
+    device: str = "cpu",
+    usage: Path | None = None,
 ) -> None:
-    """Run a command of nnU-Net's; its output goes to a log and, line by line, to a reader.
+    """Run a command of nnU-Net's, which does not outlive this process.
 
     Args:
         command: Name of the command, for example ``nnUNetv2_train``, and its arguments.
-        environment: Variables to set for it beside those of this process.
         log: File that its output is appended to.
-        read_line: Called with every line of the output.
-        launcher: What runs the command; default is :data:`LAUNCHER`.
+        variables: Of the environment, beside those of this process.
+        device: ``cpu``, ``cuda`` or ``mps``.
+        usage: Where its peak memory is written to.
 
     Raises:
         UserError: If the command fails; shows the end of its output.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    tail: deque[str] = deque(maxlen=TAIL_LINES)
-    started = _started([*(launcher or LAUNCHER), *command], environment)
-    with log.open("a", encoding="utf-8") as file, started as process:
+    changes = environment(device) | dict(variables or {}) | {PARENT: str(os.getpid())}
+    with log.open("a", encoding="utf-8") as file:
         file.write(f"$ {shlex.join(command)}\n")
-        assert process.stdout is not None
-        for line in process.stdout:  # a carriage return of a progress bar ends a line too
-            file.write(line)
-            file.flush()
-            if line.strip():
-                tail.append(line.rstrip())
-                read_line(line.rstrip())
-        code = process.wait()
+        file.flush()
+        start = file.tell()
+        code = _call(command, changes | ({USAGE: str(usage)} if usage else {}), file)
     if code:
-        raise UserError(_failure(command[0], code, list(tail), log))
+        raise UserError(_failure(command[0], code, tail(log, start).splitlines(), log))
+
+
+def tail(log: Path, start: int = 0) -> str:
+    """The last bytes of a log, none before ``start``; empty if there is no log."""
+    if not log.exists():
+        return ""
+    with log.open("rb") as file:
+        file.seek(max(start, log.stat().st_size - TAIL_BYTES))
+        return file.read().decode("utf-8", errors="replace").replace("\r", "\n")
+
+
+def epochs_begun(log: Path) -> int:
+    """How many epochs a training has begun, as the end of its log says."""
+    found = EPOCH.findall(tail(log))
+    return int(found[-1]) + 1 if found else 0
 
 
 def environment(device: str) -> dict[str, str]:
@@ -73,9 +100,7 @@ def environment(device: str) -> dict[str, str]:
         "nnUNet_def_n_proc": str(workers()),
         "nnUNet_n_proc_DA": str(augmenting),
         # nnU-Net sets the threads of training itself; its workers need one each
-        "OMP_NUM_THREADS": "1",
-        "MKL_NUM_THREADS": "1",
-        "OPENBLAS_NUM_THREADS": "1",
+        **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
         # threads that wait by spinning take the cores from whatever else runs there;
         # with another program on both cores, training is twice as fast like this
         "OMP_WAIT_POLICY": "PASSIVE",
@@ -89,104 +114,68 @@ def workers() -> int:
     return max(2, min(8, (os.cpu_count() or 1) // 2))
 
 
-def epoch_begun(line: str) -> int | None:
-    """The number of the epoch, from 0, that a line of a trainer's output says begins."""
-    match = re.search(r"(?:^|: )Epoch (\d+)\s*$", line)
-    return int(match[1]) if match else None
-
-
-def _failure(command: str, code: int, tail: Sequence[str], log: Path) -> str:
-    ours = re.match(r"nnunet_ext\._common\.errors\.\w+: (.+)", tail[-1] if tail else "")
+def _failure(command: str, code: int, output: Sequence[str], log: Path) -> str:
+    lines = [line.rstrip() for line in output if line.strip()][-TAIL_LINES:]
+    ours = re.match(r"nnunet_ext\._common\.errors\.\w+: (.+)", lines[-1] if lines else "")
     if ours:  # explains itself; the traceback before it helps nobody
         return f"{command} failed: {ours[1]}\nIts output is in {log}"
-    shown = "\n  ".join(tail)
+    shown = "\n  ".join(lines)
     return (
         f"{command} failed with exit code {code}. The end of its output:\n  {shown}\n"
         f"All of it is in {log}"
     )
 
 
-@contextmanager
-def _started(
-    command: Sequence[str], environment: Mapping[str, str]
-) -> Iterator["subprocess.Popen[str]"]:
-    """A running command that does not outlive this block, whatever ends it."""
+def _call(command: Sequence[str], changes: Mapping[str, str], output: IO[str]) -> int:
+    """Run a command and return its exit code; whatever ends this block ends the command."""
     with subprocess.Popen(
-        command,
-        env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1", **environment},
+        [*LAUNCHER, *command],
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1", **changes},
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
+        stdout=output,
         stderr=subprocess.STDOUT,
-        text=True,
-        encoding="utf-8",
-        errors="replace",
         # a group of its own, so that its worker processes can be ended with it
         start_new_session=True,
     ) as process:
         try:
-            yield process
+            return process.wait()
         except BaseException:
-            _end(process)
+            for name in ("SIGTERM", "SIGKILL"):  # the second also for workers left behind
+                if sys.platform == "win32":
+                    process.terminate()
+                    continue
+                # all gone already (macOS says the latter)
+                with suppress(ProcessLookupError, PermissionError):
+                    os.killpg(process.pid, getattr(signal, name))
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(GRACE_SECONDS)
             raise
 
 
-def _end(process: "subprocess.Popen[str]") -> None:
-    """End a process and its workers, by force if they do not listen."""
-    _signal_group(process, "SIGTERM")
-    try:
-        process.wait(GRACE_SECONDS)
-    except subprocess.TimeoutExpired:
-        pass
-    finally:
-        _signal_group(process, "SIGKILL")  # also workers that the main process left behind
-
-
-def _signal_group(process: "subprocess.Popen[str]", name: str) -> None:
-    if sys.platform == "win32":
-        process.terminate()
-        return
-    # all gone already (macOS says the latter)
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, getattr(signal, name))
-
-
-_handlers_before: list[dict[str, Any]] = []
+_ENDINGS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 @contextmanager
 def termination_interrupts() -> Iterator[None]:
     """Within it, the signals that end a process raise KeyboardInterrupt, as Ctrl-C does.
 
-    Without this, a command that runs would survive the end of this process. Forked workers have
-    the handlers from before: their pool ends them by such a signal, and one that waits for a lock
-    just then would never come to run a handler of Python's.
+    Without this, a command that runs would go on for a while after the end of this process.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    _handlers_before.append(
-        {name: signal.signal(getattr(signal, name), interrupt) for name in names}
-    )
+    before = {ending: signal.signal(ending, signal.default_int_handler) for ending in _ENDINGS}
     try:
         yield
     finally:
-        _restore_handlers()
+        for ending, handler in before.items():
+            signal.signal(ending, handler)
 
 
-def _restore_handlers() -> None:
-    for name, handler in _handlers_before.pop().items():
-        signal.signal(getattr(signal, name), handler)
-
-
-def _restore_all_handlers() -> None:
-    while _handlers_before:
-        _restore_handlers()
+def _endings_end() -> None:
+    # nnU-Net forks workers to list cases; their pool ends them by such a signal, and one that
+    # waits for a lock just then would never come to run a handler of Python's
+    for ending in _ENDINGS:
+        if signal.getsignal(ending) is signal.default_int_handler:
+            signal.signal(ending, signal.SIG_DFL)
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which cannot fork
-    os.register_at_fork(after_in_child=_restore_all_handlers)
+    os.register_at_fork(after_in_child=_endings_end)

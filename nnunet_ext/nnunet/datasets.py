@@ -81,6 +81,11 @@ def short_name(name: str) -> str:
     return _NAME.sub(r"\g<short>", name)
 
 
+def is_hidden(path: Path) -> bool:
+    """Whether a file is none of ours, such as the ``._case.nii.gz`` that macOS leaves behind."""
+    return path.name.startswith(".")
+
+
 def training_cases(raw: Path) -> dict[str, dict[str, Any]]:
     """Training cases of a raw data set, as nnU-Net finds them.
 

@@ -1,8 +1,7 @@
-"""Tasks of the Medical Segmentation Decathlon: which there are, fetching, checking a folder."""
+"""Tasks of the Medical Segmentation Decathlon: which there are, fetching, converting."""
 
-import contextlib
 import errno
-import json
+import hashlib
 import os
 import re
 import shutil
@@ -10,10 +9,17 @@ import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
+from nnunet_ext._common.console import some
 from nnunet_ext._common.errors import UserError
 from nnunet_ext._common.near import did_you_mean
+from nnunet_ext.nnunet import commands
+from nnunet_ext.nnunet.datasets import RAW, nnunet_folder
+
+if TYPE_CHECKING:
+    from requests import RequestException, Response
 
 LICENCE = "CC BY-SA 4.0"
 REFERENCE = "Antonelli et al., The Medical Segmentation Decathlon, Nature Communications 2022"
@@ -25,15 +31,17 @@ BASE_URL = "https://msd-for-monai.s3-us-west-2.amazonaws.com"
 BASE_URL_VARIABLE = "NNUNET_EXT_DECATHLON_URL"
 """Environment variable that names another mirror."""
 
-MINIMUM_CASES = 5
-"""nnU-Net's five-fold cross-validation needs a case per fold."""
-
 CHUNK = 1 << 16
 """Bytes; what an interruption can lose at most."""
 TIMEOUT = (10, 60)
 """Seconds to wait for a connection and for the next bytes."""
+MINIMUM_CASES = 5
+"""nnU-Net's five-fold cross-validation needs a case per fold."""
 
-Progress = Callable[[int, int | None], None]
+NAME = re.compile(r"Task(\d{1,3})_([^_]+)")
+"""Name of a task's folder."""
+
+Progress = Callable[[int, int | None], object]
 """Called with the bytes here so far and, if the server tells it, the bytes of the whole."""
 
 
@@ -48,11 +56,6 @@ class Task:
     test: int
     size: str
     md5: str
-
-    @property
-    def archive(self) -> str:
-        """File name of the archive."""
-        return f"{self.name}.tar"
 
 
 TASKS = {
@@ -105,51 +108,51 @@ def terms(name: str) -> str:
     )
 
 
-def fetch_task(
-    name: str, folder: Path, base_url: str | None = None, progress: Progress | None = None
-) -> Path:
-    """Download, verify and unpack a Decathlon task unless it is there already.
+def fetch_task(name: str, folder: Path, progress: Progress = lambda done, total: None) -> Path:
+    """Download, verify and unpack a Decathlon task into ``folder`` unless it is there already.
 
-    An interrupted download goes on where it stopped. The task folder appears under its
-    name only when it is complete. An archive that the user put into ``folder`` is used
-    and kept, a downloaded one is removed after unpacking.
-
-    Args:
-        name: Name of the task, for example ``Task04_Hippocampus``.
-        folder: Where the archive and the task folder go.
-        base_url: Address of a mirror; default is the environment variable
-            ``NNUNET_EXT_DECATHLON_URL``, else :data:`BASE_URL`.
-        progress: Called as the download proceeds.
-
-    Returns:
-        The task folder.
+    An interrupted download goes on where it stopped. The task folder, which is returned,
+    appears only when it is complete. An archive that the user put into ``folder`` is used and
+    kept, a downloaded one is removed after unpacking.
 
     Raises:
         UserError: If the task does not exist, the server cannot be reached, what came has
             the wrong checksum, or the disk is too small.
     """
-    task = find_task(name)
-    target, archive = folder / task.name, folder / task.archive
+    task, target, archive = find_task(name), folder / name, folder / f"{name}.tar"
     if target.is_dir():
         return target
     put_by_hand = archive.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if put_by_hand:
-            _verify(archive, task)
-        else:
-            archive = _download(task, archive, base_url, progress)
+            source, cure = str(archive), f"Remove {archive} and run again to download it."
+        else:  # it keeps the name of a partial one until it is unpacked
+            source, archive = _download(archive, progress)
+            cure = "It has been removed; run again, or name another mirror."
+        digest = _md5(archive)
+        if digest != task.md5:
+            if not put_by_hand:
+                archive.unlink()
+            raise UserError(
+                f"What came from {source} is not the archive of {name}: its MD5 is {digest}, it "
+                f"should be {task.md5}. {cure}"
+            )
         _require_space(folder, archive.stat().st_size)
         unpack(archive, target)
         if not put_by_hand:
             archive.unlink()
     except OSError as error:
-        raise UserError(_disk_problem(error, folder)) from error
+        if error.errno != errno.ENOSPC:
+            raise UserError(f"Cannot fetch into {folder}: {error}.") from error
+        raise UserError(
+            f"The disk of {folder} is full. What has been downloaded is kept: make room and run "
+            "again to go on."
+        ) from error
     return target
 
 
 def _require_space(folder: Path, needed: int) -> None:
-    """Refuse to begin where fewer than ``needed`` bytes are free."""
     from rich.filesize import decimal
 
     free = shutil.disk_usage(folder).free
@@ -161,45 +164,27 @@ def _require_space(folder: Path, needed: int) -> None:
         )
 
 
-def _disk_problem(error: OSError, folder: Path) -> str:
-    if error.errno == errno.ENOSPC:
-        return (
-            f"The disk of {folder} is full. What has been downloaded is kept: make room and run "
-            "again to go on."
-        )
-    return f"Cannot fetch into {folder}: {error}."
-
-
-def task_url(task: Task, base_url: str | None = None) -> str:
-    """Address of a task's archive."""
-    base = base_url or os.environ.get(BASE_URL_VARIABLE) or BASE_URL
-    return f"{base.rstrip('/')}/{task.archive}"
-
-
-def _verify(archive: Path, task: Task) -> None:
-    found = _md5(archive)
-    if found != task.md5:
-        raise UserError(
-            f"{archive} is not the archive of {task.name}: its MD5 is {found}, it should be "
-            f"{task.md5}. Perhaps the file is incomplete. Remove it and run again to download it."
-        )
-
-
 def _md5(archive: Path) -> str:
-    import pooch
+    digest = hashlib.md5(usedforsecurity=False)
+    with archive.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
-    found: str = pooch.file_hash(str(archive), alg="md5")
-    return found
 
-
-def _download(task: Task, archive: Path, base_url: str | None, progress: Progress | None) -> Path:
-    """Download and verify an archive; it keeps the name of a partial one until it is unpacked."""
+def _download(archive: Path, progress: Progress) -> tuple[str, Path]:
+    """Download what is missing of an archive; return its address and the partial file."""
     import requests
 
-    url = task_url(task, base_url)
+    url = f"{(os.environ.get(BASE_URL_VARIABLE) or BASE_URL).rstrip('/')}/{archive.name}"
     partial = archive.with_name(f"{archive.name}.part")
+    have = partial.stat().st_size if partial.exists() else 0
+    headers = {"Range": f"bytes={have}-"} if have else {}
     try:
-        _resume(url, partial, progress)
+        with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
+            # after what we have there may be nothing; the checksum will tell if it is right
+            if not have or response.status_code != 416:
+                _append(response, partial, have, progress)
     except requests.exceptions.RequestException as error:
         have = partial.stat().st_size if partial.exists() else 0
         so_far = f" {have} bytes are here already." if have else ""
@@ -207,48 +192,31 @@ def _download(task: Task, archive: Path, base_url: str | None, progress: Progres
             f"Cannot download {url}: {_reason(error)}.{so_far} Run again to go on, name a mirror "
             f"in {BASE_URL_VARIABLE}, or get the file in another way and put it at {archive}."
         ) from error
-    if _md5(partial) != task.md5:
-        partial.unlink()
-        raise UserError(
-            f"What came from {url} is not the archive of {task.name}: its MD5 is not {task.md5}. "
-            "It has been removed. Run again; if that does not help, the server has another file."
-        )
-    return partial
+    return url, partial
 
 
-def _reason(error: Exception) -> str:
-    response = getattr(error, "response", None)
-    if response is not None:
-        return f"the server answers {response.status_code} {response.reason}"
+def _append(response: "Response", partial: Path, have: int, progress: Progress) -> None:
+    response.raise_for_status()
+    done = have if response.status_code == 206 else 0
+    length = response.headers.get("Content-Length")
+    total = done + int(length) if length else None
+    if total is not None:  # the archive holds compressed images: unpacked, it is as large
+        _require_space(partial.parent, total - done + total)
+    with partial.open("ab" if done else "wb") as file:
+        for chunk in response.iter_content(CHUNK):
+            file.write(chunk)
+            done += len(chunk)
+            progress(done, total)
+
+
+def _reason(error: "RequestException") -> str:
+    if error.response is not None:
+        return f"the server answers {error.response.status_code} {error.response.reason}"
     name = type(error).__name__
-    if "Timeout" in name:
-        return "the server does not answer in time"
     if name == "ChunkedEncodingError":
         return "the connection broke off"
-    return "the server cannot be reached (is this machine online?)"
-
-
-def _resume(url: str, partial: Path, progress: Progress | None) -> None:
-    """Append to a partial file what is missing of it."""
-    import requests
-
-    have = partial.stat().st_size if partial.exists() else 0
-    headers = {"Range": f"bytes={have}-"} if have else {}
-    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
-        if have and response.status_code == 416:
-            return  # there is nothing after what we have; the checksum will tell if it is right
-        response.raise_for_status()
-        done = have if response.status_code == 206 else 0
-        length = response.headers.get("Content-Length")
-        total = done + int(length) if length else None
-        if total is not None:  # the archive holds compressed images: unpacked, it is as large
-            _require_space(partial.parent, total - done + total)
-        with partial.open("ab" if done else "wb") as file:
-            for chunk in response.iter_content(CHUNK):
-                file.write(chunk)
-                done += len(chunk)
-                if progress:
-                    progress(done, total)
+    unreachable = "the server cannot be reached (is this machine online?)"
+    return "the server does not answer in time" if "Timeout" in name else unreachable
 
 
 def unpack(archive: Path, target: Path) -> None:
@@ -260,55 +228,37 @@ def unpack(archive: Path, target: Path) -> None:
     Raises:
         UserError: If the archive cannot be read, is not safe, or holds another task.
     """
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        with tarfile.open(archive) as tar:
-            for member in _wanted_members(tar, archive):
-                # a filter for what our own check does not know of (permissions, owners)
-                safe = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
-                tar.extract(member, partial, **safe)  # type: ignore[arg-type]
-        if not (partial / target.name).is_dir():
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # a filter for what our own check does not know of (permissions, owners)
+    safe = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+    with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as partial:
+        try:
+            with tarfile.open(archive) as tar:
+                tar.extractall(partial, _wanted_members(tar, archive), **safe)  # type: ignore[arg-type]
+        except (tarfile.TarError, EOFError) as error:
+            raise UserError(f"{archive} cannot be unpacked: {error}.") from error
+        if not Path(partial, target.name).is_dir():
             raise UserError(f"{archive} does not hold a folder {target.name}.")
-        os.replace(partial / target.name, target)
-    except (tarfile.TarError, EOFError) as error:
-        raise UserError(f"{archive} cannot be unpacked: {error}.") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        os.replace(Path(partial, target.name), target)
 
 
 def _wanted_members(tar: tarfile.TarFile, archive: Path) -> Iterator[tarfile.TarInfo]:
     for member in tar:
         path = PurePosixPath(member.name)
-        if path.name.startswith("._") or path.name == ".DS_Store":
-            continue
         outside = path.is_absolute() or ".." in path.parts or "\\" in member.name
         if outside or not (member.isfile() or member.isdir()):
             raise UserError(f"{archive} holds {member.name!r}, which is not safe to unpack.")
-        yield member
+        if not path.name.startswith("._") and path.name != ".DS_Store":
+            yield member
 
 
-@dataclass(frozen=True)
-class TaskFolder:
-    """A folder that has been found to be a Decathlon task."""
-
-    path: Path
-    task_id: int
-    name: str
-    labels: dict[int, str]
-    training: tuple[str, ...]
-    test: tuple[str, ...]
-    has_test_labels: bool
-
-    @property
-    def dataset_name(self) -> str:
-        """What nnU-Net calls the data set after the conversion."""
-        return f"Dataset{self.task_id:03d}_{self.name}"
+def dataset_name(task: str) -> str:
+    """What nnU-Net calls the data set of a task: ``Dataset004_Hippocampus``."""
+    return NAME.sub(lambda match: f"Dataset{int(match[1]):03d}_{match[2]}", task)
 
 
-def check_task_folder(folder: Path) -> TaskFolder:
-    """Check that nnU-Net can convert and train on a folder of the Decathlon's layout.
+def check_task_folder(folder: Path) -> Path:
+    """Check that nnU-Net can convert a folder of the Decathlon's layout; return its whole path.
 
     Raises:
         UserError: If it cannot; says everything that is missing.
@@ -316,82 +266,44 @@ def check_task_folder(folder: Path) -> TaskFolder:
     folder = folder.expanduser().resolve()
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder.")
-    described, problems = _read_description(folder / "dataset.json")
-    name = re.fullmatch(r"Task(\d{1,3})_([^_]+)", folder.name)
-    if not name:
+    needed = ("dataset.json", "imagesTr", "labelsTr", "imagesTs")
+    problems = [f"{name} is missing" for name in needed if not (folder / name).exists()]
+    if not NAME.fullmatch(folder.name):
         problems.insert(0, "the folder must be named like Task04_Hippocampus")
-    cases = {sub: _cases(folder / sub) for sub in ("imagesTr", "labelsTr", "imagesTs")}
-    problems += [f"the folder {sub} is missing" for sub, found in cases.items() if found is None]
-    images, labels, test = (found or [] for found in cases.values())
-    if cases["imagesTr"] is not None and cases["labelsTr"] is not None:
-        problems += _case_problems(images, labels, described)
-    if problems or not name:
-        listed = "".join(f"\n  - {problem}" for problem in problems)
-        raise UserError(f"{folder} is not a Decathlon task:{listed}{_hint(folder)}")
-    return TaskFolder(
-        path=folder,
-        task_id=int(name[1]),
-        name=name[2],
-        labels={int(value): str(label) for value, label in described["labels"].items()},
-        training=tuple(images),
-        test=tuple(test),
-        has_test_labels=bool(test) and set(test) <= set(_cases(folder / "labelsTs") or ()),
+    # by the same rule as nnU-Net's converter
+    images, labels = (
+        {path.name for path in (folder / part).glob("[!._]*.nii.gz")} for part in needed[1:3]
     )
-
-
-def _read_description(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """The contents of dataset.json and what is wrong with it."""
-    if not path.is_file():
-        return {}, ["dataset.json is missing"]
-    try:
-        described = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        return {}, [f"dataset.json is not valid JSON ({error})"]
-    if not isinstance(described, dict):
-        return {}, ["dataset.json is not an object"]
-    needed = ("modality", "labels", "numTraining", "training", "test")
-    problems = [f'dataset.json has no "{key}"' for key in needed if key not in described]
-    labels = described.get("labels", {"0": "background"})
-    if not isinstance(labels, dict) or labels.get("0") != "background":
-        problems.append('"labels" in dataset.json must be like {"0": "background", "1": "liver"}')
-    elif not all(str(key).isdigit() for key in labels):
-        problems.append('the keys of "labels" in dataset.json must be numbers')
-    return described, problems
-
-
-def _cases(folder: Path) -> list[str] | None:
-    """Names of the cases in a folder, by the same rule as nnU-Net's converter."""
-    if not folder.is_dir():
-        return None
-    files = (path.name for path in folder.glob("*.nii.gz"))
-    return sorted(name[: -len(".nii.gz")] for name in files if not name.startswith((".", "_")))
-
-
-def _case_problems(images: list[str], labels: list[str], described: dict[str, Any]) -> list[str]:
-    problems = []
-    for names, others, kind in ((images, labels, "labelsTr"), (labels, images, "imagesTr")):
-        lacking = [name for name in names if name not in set(others)]
-        if lacking:
-            more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
-            problems.append(f"{kind} lacks {', '.join(lacking[:3])}{more}")
+    if images - labels:
+        problems.append(f"labelsTr lacks {some(sorted(images - labels))}")
     if len(images) < MINIMUM_CASES:
-        problems.append(
-            f"imagesTr holds {len(images)} images (.nii.gz), nnU-Net's five folds need at least "
-            f"{MINIMUM_CASES}"
-        )
-    stated = described.get("numTraining", len(images))
-    if stated != len(images):
-        problems.append(
-            f'"numTraining" in dataset.json is {stated}, but imagesTr holds {len(images)} images'
-        )
-    return problems
+        least = f"nnU-Net's five folds need at least {MINIMUM_CASES}"
+        problems.append(f"imagesTr holds {len(images)} images (.nii.gz), {least}")
+    if problems:
+        listed = "".join(f"\n  - {problem}" for problem in problems)
+        inner = next(folder.glob("Task*/dataset.json"), None)
+        hint = f"\nPerhaps you mean {inner.parent}?" if inner else ""
+        raise UserError(f"{folder} is not a Decathlon task:{listed}{hint}")
+    return folder
 
 
-def _hint(folder: Path) -> str:
-    inner = sorted(path.parent for path in folder.glob("Task*/dataset.json"))
-    if inner:
-        return f"\nPerhaps you mean {inner[0]}?"
-    with contextlib.suppress(OSError, ValueError):
-        if "channel_names" in json.loads((folder / "dataset.json").read_text(encoding="utf-8")):
-            return "\nThis is nnU-Net's own raw format: train on it with nnU-Net's commands."
-    return ""
+def convert(folder: Path) -> str:
+    """Have nnU-Net convert a task into ``nnUNet_raw`` unless it is there; return its new name.
+
+    The data set appears only when it is complete. Labels of test cases, which a task of the
+    Decathlon's own lacks, come along.
+
+    Raises:
+        UserError: If nnU-Net cannot convert it.
+    """
+    raw, name = nnunet_folder(RAW), dataset_name(folder.name)
+    if not (raw / name).is_dir():
+        with TemporaryDirectory(dir=raw, prefix=f".{name}.") as partial:
+            command = ["nnUNetv2_convert_MSD_dataset", "-i", str(folder)]
+            command += ["-np", str(commands.workers())]
+            commands.run_command(command, raw / f"{name}_conversion.log", {RAW: partial})
+            if (folder / "labelsTs").is_dir():
+                hidden = shutil.ignore_patterns(".*")
+                shutil.copytree(folder / "labelsTs", Path(partial, name, "labelsTs"), ignore=hidden)
+            os.replace(Path(partial, name), raw / name)
+    return name

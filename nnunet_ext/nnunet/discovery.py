@@ -47,12 +47,6 @@ def activate(*, force: bool = False) -> None:
             raise
 
 
-def deactivate() -> None:
-    """Give nnU-Net its own look-up back."""
-    _hook.uninstall()
-    _hook.problem = "deactivated"
-
-
 def is_active() -> bool:
     """Whether nnU-Net's look-up finds our classes, or will as soon as nnU-Net is imported."""
     return _hook in sys.meta_path or _hook.wrapper is not None
@@ -70,7 +64,6 @@ def status() -> str:
 class _Hook:
     """Import hook that wraps nnU-Net's look-up function when nnU-Net loads it."""
 
-    original: "Callable[..., Any] | None" = None
     wrapper: "Callable[..., Any] | None" = None
     problem = "the start-up file nnunet_ext.pth is not in a site directory of this interpreter"
 
@@ -80,13 +73,6 @@ class _Hook:
             self.wrap(module)
         else:
             sys.meta_path.insert(0, self)
-
-    def uninstall(self) -> None:
-        if self in sys.meta_path:
-            sys.meta_path.remove(self)
-        if self.wrapper is not None:
-            _rebind(self.wrapper, self.original)
-        self.original = self.wrapper = None
 
     def find_spec(
         self, name: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
@@ -110,7 +96,8 @@ class _Hook:
             execute(module)
             try:
                 del loader.exec_module
-                self.uninstall()
+                if self in sys.meta_path:
+                    sys.meta_path.remove(self)
                 self.wrap(module)
             except Exception as error:  # nnU-Net must work, whatever happens to us
                 self.problem = f"{type(error).__name__}: {error}"
@@ -121,15 +108,12 @@ class _Hook:
         from nnunet_ext.nnunet.lookup import with_our_names
 
         original = getattr(module, _FUNCTION)
-        self.original, self.wrapper = original, with_our_names(original)
-        _rebind(original, self.wrapper)
+        self.wrapper = with_our_names(original)
+        # in every module of nnU-Net that has it
+        for name, each in list(sys.modules.items()):
+            names = getattr(each, "__dict__", {})
+            if name.startswith("nnunetv2.") and names.get(_FUNCTION) is original:
+                names[_FUNCTION] = self.wrapper
 
 
 _hook = _Hook()
-
-
-def _rebind(old: object, new: object) -> None:
-    """Replace the look-up function in every module of nnU-Net that has it."""
-    for name, module in list(sys.modules.items()):
-        if name.startswith("nnunetv2.") and getattr(module, "__dict__", {}).get(_FUNCTION) is old:
-            setattr(module, _FUNCTION, new)

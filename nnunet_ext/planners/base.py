@@ -1,13 +1,24 @@
-"""What our planners share."""
+"""The planners: nnU-Net's with names of their own, and the memory that methods need.
 
-from collections.abc import Sequence
+Those of methods are made from the registry: each from nnU-Net's plain-conv planner, and once more
+from that of its residual encoders (ResEnc M).
+"""
+
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+import torch
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import (
     ExperimentPlanner,
 )
+from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_encoder_unet_planners import (  # noqa: E501
+    nnUNetPlannerResEncM,
+)
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from torch import nn
+
+from nnunet_ext.networks import CateNormUNet, ConDSegNet, LocallyMaskedUNet, RestorationDecoder
+from nnunet_ext.registry import PLANNERS, Planner
 
 
 class ExtensionPlanner(ExperimentPlanner):
@@ -17,8 +28,6 @@ class ExtensionPlanner(ExperimentPlanner):
     planner that plans for the memory of a method overrides :meth:`trained_network`.
     """
 
-    purpose: ClassVar[str]
-    relative_cost: ClassVar[str]
     default_plans_name: ClassVar[str]
 
     def __init__(self, *args: Any, plans_name: str | None = None, **kwargs: Any) -> None:
@@ -64,3 +73,75 @@ class ExtensionPlanner(ExperimentPlanner):
         if self.overwrite_target_spacing is None and configuration_name in ("2d", "3d_fullres"):
             return f"nnUNetPlans_{configuration_name}"
         return f"{self.plans_identifier}_{configuration_name}"
+
+
+# ------------------------------------------------------------------------------ those of methods
+
+
+class _TwoViews(nn.Module):
+    """What one training step of RAM-DSIR holds."""
+
+    def __init__(self, unet: Any) -> None:
+        super().__init__()
+        self.unet = unet
+        # the number of image channels hardly counts, that of domains not at all
+        with torch.device("meta"):  # its shapes are enough
+            self.restoration = RestorationDecoder(unet.encoder, 1, 1, full_resolution=False)
+
+    def compute_conv_feature_map_size(self, input_size: Sequence[int]) -> int:
+        size = 2 * int(self.unet.compute_conv_feature_map_size(input_size))
+        return size + self.restoration.compute_conv_feature_map_size(input_size)
+
+
+TRAINED: dict[str, Callable[[nn.Module, int, Sequence[int]], nn.Module]] = {
+    "catenorm": lambda unet, output_channels, _: CateNormUNet(unet, output_channels),
+    "condseg": ConDSegNet,
+    "ram_dsir": lambda unet, *_: _TwoViews(unet),
+    "mind_the_gap": lambda unet, *_: LocallyMaskedUNet(unet),
+}
+"""Method -> its :meth:`ExtensionPlanner.trained_network`."""
+
+
+def _planner_of_method(entry: Planner) -> type[ExtensionPlanner]:
+    body = {
+        "__module__": __name__,
+        "__doc__": f"Plans for {entry.plans}: {entry.purpose}.",
+        "default_plans_name": entry.plans,
+        "trained_network": staticmethod(TRAINED[entry.method]),
+    }
+    bases = (ExtensionPlanner, nnUNetPlannerResEncM) if entry.residual else (ExtensionPlanner,)
+    return type(entry.name, bases, body)
+
+
+globals().update({e.name: _planner_of_method(e) for e in PLANNERS.values() if e.method})
+
+
+# ---------------------------------------------------------------------------------- for laptops
+
+BASE_FEATURES = 16
+MAX_FEATURES = 128
+MEMORY_TARGET_GB = 0.15
+"""In nnU-Net's units; leads to 3D patches of about 44 voxels along each axis."""
+MAX_BATCH_SIZE_2D = 16
+MAX_BATCH_SIZE_3D = 2
+
+
+class CompactPlanner(ExtensionPlanner):
+    """Plans networks that train on a CPU in fractions of a second per step."""
+
+    default_plans_name: ClassVar[str] = "CompactPlans"
+
+    def __init__(
+        self, *args: Any, gpu_memory_target_in_gb: float = MEMORY_TARGET_GB, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, gpu_memory_target_in_gb=gpu_memory_target_in_gb, **kwargs)
+        self.UNet_base_num_features = BASE_FEATURES
+        self.UNet_max_features_2d = MAX_FEATURES
+        self.UNet_max_features_3d = MAX_FEATURES
+
+    def get_plans_for_configuration(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Plan as nnU-Net does, with a smaller batch."""
+        plan: dict[str, Any] = super().get_plans_for_configuration(*args, **kwargs)
+        limit = MAX_BATCH_SIZE_2D if len(plan["patch_size"]) == 2 else MAX_BATCH_SIZE_3D
+        plan["batch_size"] = min(plan["batch_size"], limit)
+        return plan

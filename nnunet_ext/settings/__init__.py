@@ -19,14 +19,12 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from nnunet_ext import registry
 from nnunet_ext._common.errors import SettingsError
 from nnunet_ext._common.near import did_you_mean
 
 PLANS_KEY = "nnunet_ext"
 """Key of a plans configuration under which the settings stand."""
-
-METHODS = ("catenorm", "condseg", "topk_sigma", "ram_dsir", "mind_the_gap")
-"""Names under which a configuration may hold the settings of a method."""
 
 STRICT = ConfigDict(extra="forbid", strict=True)
 """Settings refuse unknown keys and do not convert types."""
@@ -70,6 +68,14 @@ class TrainingSettings:
         Literal["cases", "domains"],
         Field(description="cases are drawn alike, or domains are and then a case of the domain"),
     ] = "cases"
+    augmentation: Annotated[
+        Literal["stock", "strong", "gin", "strong+gin"],
+        Field(description="nnU-Net's, its DA5, random convolutions of intensities, or both"),
+    ] = "stock"
+    gin_probability: Annotated[
+        float, Field(ge=0, le=1, description="chance of each image to be changed by gin")
+    ] = 1.0
+    gin_depth: Annotated[int, Field(ge=1, description="convolutions of gin")] = 4
     mirror_prediction: Annotated[
         bool,
         Field(description="test-time mirroring; without, prediction is 4 (2D) to 8 times faster"),
@@ -80,13 +86,15 @@ class TrainingSettings:
 
 
 def read_training_settings(
-    configuration: Mapping[str, Any], where: str = PLANS_KEY
+    configuration: Mapping[str, Any], where: str = PLANS_KEY, methods: Iterable[str] = ()
 ) -> TrainingSettings:
     """Read what a plans configuration says about training itself.
 
     Args:
         configuration: A configuration of the plans, inheritance already resolved.
         where: How error messages name the place, e.g. ``'"3d_fullres" in CateNormPlans'``.
+        methods: Methods whose settings may stand there too, beside those that are registered:
+            ours and those of installed packages.
 
     Raises:
         SettingsError: If the block names something that is neither a training setting nor
@@ -94,9 +102,12 @@ def read_training_settings(
     """
     block = _block(configuration, PLANS_KEY, where)
     known = [field.name for field in dataclasses.fields(TrainingSettings)]
-    unknown = [key for key in block if key not in known and key not in METHODS]
+    allowed = {*known, *registry.METHODS, *methods}
+    if not block.keys() <= allowed:  # only now, because other packages must be imported for it
+        allowed |= {key for read in registry.others_settings().values() for key in read}
+    unknown = [key for key in block if key not in allowed]
     if unknown:
-        raise SettingsError(_unknown_key(where, unknown[0], [*known, *METHODS]))
+        raise SettingsError(_unknown_key(where, unknown[0], allowed))
     return _validate(TrainingSettings, {k: block[k] for k in block if k in known}, where)
 
 
@@ -107,8 +118,8 @@ def read_method_settings(
 
     Args:
         configuration: A configuration of the plans, inheritance already resolved.
-        method: Name of the method, one of :data:`METHODS`.
-        settings_class: The method's settings dataclass.
+        method: Name of the method.
+        settings_class: The method's settings, a dataclass of pydantic's or Python's.
         where: How error messages name the place.
 
     Raises:
@@ -136,17 +147,19 @@ def _block(parent: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]
 
 
 def _validate(settings_class: type[S], block: Mapping[str, Any], where: str) -> S:
+    # not left to the class, because those of other packages need not be strict
+    allowed = [field.name for field in dataclasses.fields(settings_class)]  # type: ignore[arg-type]
+    unknown = [key for key in block if key not in allowed]
+    if unknown:
+        raise SettingsError(_unknown_key(where, unknown[0], allowed))
     try:
         # through JSON, so that strict validation accepts a list where a tuple is declared
-        return TypeAdapter(settings_class).validate_json(json.dumps(block))
+        return TypeAdapter(settings_class).validate_json(json.dumps(block), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         if not first["loc"]:  # values that are allowed, but not together
             raise SettingsError(f"{where}: {first['msg'].removeprefix('Value error, ')}.") from None
         key = str(first["loc"][0])
-        if first["type"] == "unexpected_keyword_argument":
-            allowed = [field.name for field in dataclasses.fields(settings_class)]  # type: ignore[arg-type]
-            raise SettingsError(_unknown_key(where, key, allowed)) from None
         # one message for each kind of value that would be allowed
         _, *others = [each["msg"] for each in error.errors() if each["loc"][0] == key]
         choices = [first["msg"], *(other.removeprefix("Input should be ") for other in others)]

@@ -16,6 +16,9 @@ from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransfo
 from nnunetv2.configuration import ANISO_THRESHOLD
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerDA5 import (
+    nnUNetTrainerDA5,
+)
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -25,6 +28,7 @@ from tqdm import tqdm
 
 from nnunet_ext import __version__
 from nnunet_ext._common.errors import NonFiniteLossError
+from nnunet_ext.augmentation import gin
 from nnunet_ext.domains import sampling
 from nnunet_ext.domains.assignment import read_domains, refuse_unfit_for_training
 from nnunet_ext.evaluation import validation
@@ -78,9 +82,6 @@ class ExtensionTrainer(nnUNetTrainer):
             holds settings that are unknown or out of range.
     """
 
-    purpose: ClassVar[str] = "stock nnU-Net with settings from the plans; a fair baseline"
-    paper: ClassVar[str] = "Isensee et al., Nature Methods 18 (2021) 203-211"
-    relative_cost: ClassVar[str] = "as stock nnU-Net"
     method_settings: ClassVar[dict[str, type]] = {}
     """Method -> settings class that this class adds to those of its bases."""
     epochs_from_name: ClassVar[int | None] = None
@@ -104,7 +105,9 @@ class ExtensionTrainer(nnUNetTrainer):
     ) -> None:
         where = f'"{configuration}" in {plans["plans_name"]}'
         resolved = PlansManager(plans).get_configuration(configuration).configuration
-        self.training_settings: TrainingSettings = read_training_settings(resolved, where)
+        self.training_settings: TrainingSettings = read_training_settings(
+            resolved, where, self.collected_method_settings()
+        )
         self.settings: dict[str, Any] = {
             method: read_method_settings(resolved, method, settings_class, where)
             for method, settings_class in self.collected_method_settings().items()
@@ -135,7 +138,10 @@ class ExtensionTrainer(nnUNetTrainer):
         """Method -> settings class, over all classes that this trainer is mixed from."""
         collected: dict[str, type] = {}
         for base in reversed(cls.__mro__):
-            collected |= vars(base).get("method_settings", {})
+            own = vars(base)
+            collected |= own.get("method_settings", {})
+            if own.get("settings_class"):
+                collected[own["settings_key"]] = own["settings_class"]
         return collected
 
     def _apply_training_settings(self) -> None:
@@ -243,11 +249,45 @@ class ExtensionTrainer(nnUNetTrainer):
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:
         """Leave out mirroring in prediction if the settings say so."""
         configured: tuple[Any, ...] = (
-            super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+            nnUNetTrainerDA5.configure_rotation_dummyDA_mirroring_and_inital_patch_size(self)
+            if self._augments("strong")
+            else super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         )
         if not self.training_settings.mirror_prediction:
             self.inference_allowed_mirroring_axes = None
         return configured
+
+    def get_training_transforms(self, *args: Any, **kwargs: Any) -> Any:
+        """Take those of nnU-Net's DA5 if the settings say so."""
+        if self._augments("strong"):
+            return nnUNetTrainerDA5.get_training_transforms(*args, **kwargs)
+        return super().get_training_transforms(*args, **kwargs)
+
+    def _augments(self, kind: str) -> bool:
+        return kind in self.training_settings.augmentation.split("+")
+
+    def augmented(self, data: Tensor) -> Tensor:
+        """Change the contrasts of a batch of images (B, C, *S) on the device, if asked for."""
+        if not self._augments("gin"):
+            return data
+        images, others = data.tensor_split([self.image_channels], dim=1)
+        settings = self.training_settings
+        mixed = gin(
+            images,
+            depth=settings.gin_depth,
+            in_plane=self.has_thick_slices,
+            probability=settings.gin_probability,
+        )
+        return torch.cat([self.with_background_of(images, mixed), others], 1)
+
+    def with_background_of(self, images: Tensor, changed: Tensor) -> Tensor:
+        """Put back the zeros that nnU-Net has set outside the mask of masked normalisation."""
+        masked = self.configuration_manager.use_mask_for_norm
+        if not any(masked):
+            return changed
+        shape = (1, -1, *[1] * (images.ndim - 2))
+        background = torch.tensor(masked, device=images.device).view(shape) & (images == 0)
+        return changed.masked_fill(background, 0)
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
         """Refuse data without the domains that this training needs; weigh cases by domain.
@@ -266,15 +306,12 @@ class ExtensionTrainer(nnUNetTrainer):
                 least=2 if self.requires_domains else 1,
             )
         if evenly:
-            training.sampling_probabilities = sampling.even_probabilities(
-                training.identifiers, self.domains
-            )
+            training.identifiers = sampling.evenly(training.identifiers, self.domains)
         return training, held_out
 
     def get_dataloaders(self) -> tuple[Any, Any]:
-        """Let loaders draw by domain, and equal seeds give equal batches."""
-        with sampling.probabilities_respected():
-            loaders = super().get_dataloaders()
+        """Let equal seeds give equal batches."""
+        loaders: tuple[Any, Any] = super().get_dataloaders()
         if self.training_settings.seed is not None and isinstance(
             loaders[0], SingleThreadedAugmenter
         ):
@@ -305,7 +342,7 @@ class ExtensionTrainer(nnUNetTrainer):
         Raises:
             NonFiniteLossError: If a part is NaN or infinite; names it and the cases.
         """
-        data = batch["data"].to(self.device, non_blocking=True)
+        data = self.augmented(batch["data"].to(self.device, non_blocking=True))
         target = self._to_device(batch["target"])
         keys = [str(key) for key in batch.get("keys", ())]  # nnU-Net's dummy batches have none
 
@@ -387,7 +424,7 @@ class ExtensionTrainer(nnUNetTrainer):
         if not self.domains:
             scores: dict[str, Any] = super().validation_step(batch)
             return scores
-        with validation.counted_by_image() as counted:
+        with validation.counted_by_image(self) as counted:
             scores = super().validation_step(batch)
         return scores | {
             "counts": validation.with_domains(counted, batch.get("keys", ()), self.domains)

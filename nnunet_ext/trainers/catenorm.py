@@ -34,9 +34,6 @@ class CateNormTrainer(ExtensionTrainer):
     clipped to 0.1 in pass 2 only; the optimiser runs on when the second pass is switched on.
     """
 
-    purpose: ClassVar[str] = "background dominates normalisation, or several domains are pooled"
-    paper: ClassVar[str] = "Xiao et al., CateNorm, DART 2022, arXiv 2103.15858"
-    relative_cost: ClassVar[str] = "about 2.5x stock time per step in the second half"
     method_settings: ClassVar[dict[str, type]] = {"catenorm": CateNormSettings}
     leaves_parameters_unused: ClassVar[bool] = True
 

@@ -45,9 +45,6 @@ class ConDSegTrainer(ExtensionTrainer):
     keep their ratios but are scaled, because SGD, unlike Adam, minds the size of a loss.
     """
 
-    purpose: ClassVar[str] = "soft boundaries, low contrast, misleading co-occurrence"
-    paper: ClassVar[str] = "Lei et al., ConDSeg, AAAI 2025, arXiv 2412.08345"
-    relative_cost: ClassVar[str] = "about 1.8x stock time per step; prediction 1.6x (2D), 2.2x (3D)"
     method_settings: ClassVar[dict[str, type]] = {"condseg": ConDSegSettings}
     leaves_parameters_unused: ClassVar[bool] = True
 

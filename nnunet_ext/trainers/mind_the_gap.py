@@ -56,9 +56,6 @@ class MindTheGapTrainer(ExtensionTrainer):
     labelled patches that nnU-Net draws for their foreground.
     """
 
-    purpose: ClassVar[str] = "labels in one modality, only images in the other"
-    paper: ClassVar[str] = "Su et al., IEEE JBHI 27(7), 2023, arXiv 2205.11888"
-    relative_cost: ClassVar[str] = "two batches per step, after training a translator"
     method_settings: ClassVar[dict[str, type]] = {"mind_the_gap": MindTheGapSettings}
 
     preprocessed_dataset_folder: str

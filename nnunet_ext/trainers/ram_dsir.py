@@ -47,9 +47,6 @@ class RAMDSIRTrainer(ExtensionTrainer):
     resolution, with instance instead of batch normalisation; no normalisation by test batches.
     """
 
-    purpose: ClassVar[str] = "the model must work on scanners or sites that it never saw"
-    paper: ClassVar[str] = "Zhou et al., RAM-DSIR, ECCV 2022, arXiv 2208.03901"
-    relative_cost: ClassVar[str] = "two views and a small decoder: about 2.1x stock time per step"
     method_settings: ClassVar[dict[str, type]] = {"ram_dsir": RAMDSIRSettings}
     requires_domains: ClassVar[bool] = True
 
@@ -193,14 +190,7 @@ class RAMDSIRTrainer(ExtensionTrainer):
         self._bank.push(frequencies.style, domains)
         self._mixed_images += int((ratios > 0).sum())
         self._images += len(ratios)
-
-        masked = self.configuration_manager.use_mask_for_norm
-        if any(masked):
-            # outside the mask nnU-Net has set these channels to 0, which no style may change
-            shape = (1, -1, *[1] * (data.ndim - 2))
-            background = torch.tensor(masked, device=data.device).view(shape) & (images == 0)
-            mixed = mixed.masked_fill(background, 0)
-        return torch.cat([mixed, others], 1)
+        return torch.cat([self.with_background_of(images, mixed), others], 1)
 
     def _valid(self, target: Any) -> Tensor | None:
         """Voxels (B, *S) outside the ignore label at full resolution, None without one."""

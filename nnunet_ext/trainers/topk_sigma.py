@@ -35,8 +35,6 @@ class TopKSigmaMixin(ExtensionTrainer):
     rare classes; validation always reports it.
     """
 
-    purpose: ClassVar[str] = "labels are wrong in some cases, or a minority of images is hard"
-    paper: ClassVar[str] = "Top-k Bottom All but Sigma Loss, Diagnostics 15 (2025) 2189"
     method_settings: ClassVar[dict[str, type]] = {"topk_sigma": TopKSigmaSettings}
 
     loss: TopKSigmaCompoundLoss
@@ -151,8 +149,6 @@ class TopKSigmaTrainer(TopKSigmaMixin, ExtensionTrainer):
     Deviations from the paper, as far as it is known: nnU-Net's cross-entropy (regions: binary
     cross-entropy) is the enveloped loss, Dice follows its gates, and "images" are patches.
     """
-
-    relative_cost: ClassVar[str] = "about stock time per step"
 
 
 class CateNormTopKSigmaTrainer(TopKSigmaMixin, CateNormTrainer):

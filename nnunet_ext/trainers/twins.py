@@ -30,7 +30,5 @@ def twin(name: str) -> type[ExtensionTrainer] | None:
     body = {
         "__module__": __package__,  # from where it pickles by reference
         "__doc__": f"nnU-Net's {stock.__name__} whose settings come from the plans.",
-        "purpose": f"{stock.__name__} with settings from the plans; a fair baseline",
-        "relative_cost": f"as {stock.__name__}",
     }
     return type(name, (ExtensionTrainer, stock), body)

@@ -10,6 +10,8 @@ from nnunet_ext.benchmark.arms import Training, find_training
 from nnunet_ext.nnunet import discovery
 
 USERS = """
+from dataclasses import dataclass
+
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunet_ext.trainers import ExtensionTrainer
 
@@ -20,6 +22,16 @@ class MyTrainer(nnUNetTrainer):
 
 class MyExtension(ExtensionTrainer):
     pass
+
+
+@dataclass
+class MySettings:
+    weight: float = 1.0
+
+
+class MySettable(ExtensionTrainer):
+    settings_key = "mine"
+    settings_class = MySettings
 """
 
 
@@ -71,6 +83,7 @@ def test_a_trainer_that_does_not_exist_is_a_problem_of_its_arm() -> None:
     [
         ("CateNormTrainer", {"catenorm": {"reductoin": 4}}, 'unknown setting "reductoin"'),
         ("CateNormTrainer", {"catenorm": {"reduction": 0}}, "greater than or equal to 1"),
+        ("CateNormTrainer", {"epochs": 3}, 'unknown setting "epochs"'),
         ("nnUNetTrainer", {"catenorm": {"reduction": 4}}, "does not read the settings of catenorm"),
     ],
 )
@@ -88,6 +101,9 @@ def test_users_trainers_are_found_and_must_read_the_settings_they_get(
     assert training("MyTrainer").problem == ""
     assert "reads no settings" in training("MyTrainer", num_epochs=3).problem
     assert training("MyExtension", num_epochs=3) == Training("MyExtension", True, 3)
+    assert training("MySettable", mine={"weight": 2.0}).problem == ""
+    assert 'unknown setting "wieght"' in training("MySettable", mine={"wieght": 2.0}).problem
+    assert 'unknown setting "mien"' in training("MySettable", mien={"weight": 2.0}).problem
 
 
 def test_a_users_trainer_that_cannot_be_imported_is_a_problem_of_its_arm(

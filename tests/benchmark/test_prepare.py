@@ -16,6 +16,7 @@ from nnunet_ext.benchmark import prepare as preparing
 from nnunet_ext.benchmark import spec
 from nnunet_ext.benchmark.layout import Cell, Layout
 from nnunet_ext.benchmark.prepare import Prepared, planner_of, read_prepared
+from nnunet_ext.domains.splits import nnunets_folds
 from nnunet_ext.nnunet import commands, discovery
 from tests.tiny import BASE, CASES, CONFIGURATION, DATASET, PLANS, QUICK, TWO_SITES, World
 
@@ -128,6 +129,7 @@ def test_folds_do_not_change_once_there_are_trainings(world: World) -> None:
     ("changes", "message"),
     [
         ({"folds": [3]}, "There is no fold 3"),
+        ({"folds": [0, 1, 2, 3, 4]}, "splits_final.json has the folds 0. Say which to train"),
         ({"splits": [{"validation": "patient.*"}]}, "matches no case"),
         ({"splits": [{"validation": ".*"}]}, "matches no case"),
         ({"configurations": ["2d"]}, 'no configuration "2d"'),
@@ -165,6 +167,50 @@ def test_mistakes_are_found_before_hours_of_preprocessing(
     assert message in str(error.value)
     if "arms" in changes:
         assert "Did you mean CateNormTrainer?" in capsys.readouterr().out
+
+
+def test_configurations_that_inherit_in_a_circle_are_refused(world: World) -> None:
+    path = world.root / "preprocessed" / DATASET / f"{PLANS}.json"
+    plans = json.loads(path.read_text())
+    plans["configurations"][BASE]["inherits_from"] = CONFIGURATION
+    path.write_text(json.dumps(plans))
+    with pytest.raises(UserError, match=f"circle, {BASE} -> {CONFIGURATION} -> {BASE}"):
+        prepare(world)
+
+
+SCANS = [f"{modality}_{patient:02d}" for patient in range(10) for modality in ("CT", "MR")]
+
+
+@pytest.mark.parametrize("written", [False, True], ids=["none yet", "nnU-Net's own"])
+@pytest.mark.parametrize("domains", [False, True])
+def test_default_folds_keep_the_scans_of_a_subject_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: bool, domains: bool
+) -> None:
+    (tmp_path / DATASET).mkdir()
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
+    if written:
+        (tmp_path / DATASET / "splits_final.json").write_text(json.dumps(nnunets_folds(SCANS)))
+    content = {"dataset": DATASET, "arms": ARMS, "subject": r"_(\d+)$"}
+    spec.claim(tmp_path / "benchmark", spec.from_content(content, "test"))
+    said: list[str] = []
+    known = {case: case[:2] for case in SCANS} if domains else {}
+    splits = preparing._splits(Layout(tmp_path / "benchmark"), SCANS, known, said.append)
+    for split in splits:
+        held_out = {case[3:] for case in split["val"]}
+        assert len(split["val"]) == 2 * len(held_out) == 4
+        assert not held_out & {case[3:] for case in split["train"]}
+    assert sorted(case for split in splits for case in split["val"]) == sorted(SCANS)
+    assert said == []
+
+
+def test_hand_made_folds_stay_and_subjects_on_both_sides_are_said(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    users = world.root / "preprocessed" / DATASET / "splits_final.json"
+    users.write_text(json.dumps([{"train": ["case_0", "case_1"], "val": ["case_2", "case_3"]}]))
+    _, prepared = prepare(world, subject="(case)")
+    assert prepared.folds == {0: ["case_2", "case_3"]}
+    assert "Fold 0 trains on other cases of 1 held-out subjects." in capsys.readouterr().out
 
 
 def test_the_second_stage_of_a_cascade_is_refused(make_world: MakeWorld) -> None:
@@ -238,7 +284,7 @@ def test_stock_planners_name_their_plans_as_we_think() -> None:
 def test_noisy_labels_are_for_training_and_clean_ones_for_the_scores(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def preprocess(command: Sequence[str], environment: dict[str, str], *_: Any) -> None:
+    def preprocess(command: Sequence[str], log: Path, environment: dict[str, str]) -> None:
         users = world.root / "preprocessed" / DATASET
         own = Path(environment["nnUNet_preprocessed"], DATASET)
         assert environment["nnUNet_raw"] != str(world.root / "raw")

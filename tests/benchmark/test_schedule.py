@@ -13,10 +13,8 @@ import pytest
 from nnunet_ext._common.errors import UserError
 from nnunet_ext.benchmark import schedule
 from nnunet_ext.benchmark.arms import Training
-from nnunet_ext.benchmark.job import RunCell
 from nnunet_ext.benchmark.layout import Cell, Layout, State
-from nnunet_ext.benchmark.prepare import read_prepared
-from nnunet_ext.benchmark.schedule import Execution, Progress, Scheduler, make_executor, only_one
+from nnunet_ext.benchmark.schedule import Execution, RunCell, Scheduler, make_executor, only_one
 
 MakeLayout = Callable[..., Layout]
 
@@ -34,11 +32,12 @@ class InProcess:
         self.order: list[Cell] = []
 
     def submit(self, call: RunCell) -> Any:
-        self.order.append(call.cell)
-        if call.cell.arm != self.dying:
-            failed = call.cell.arm == self.failing
+        (cell,) = (cell for cell in self.layout.cells(test=True) if cell.name == call.name)
+        self.order.append(cell)
+        if cell.arm != self.dying:
+            failed = cell.arm == self.failing
             state = State("failed", "no luck") if failed else State("done", seconds=2.0)
-            self.layout.save(call.cell, state)
+            self.layout.save(cell, state)
         return _Ended()
 
 
@@ -53,15 +52,15 @@ class _Ended:
 def schedule_all(
     layout: Layout,
     monkeypatch: pytest.MonkeyPatch,
-    show: Callable[[Progress], None] | None = None,
+    show: Callable[[Scheduler], None] = lambda scheduler: None,
     **how: str,
-) -> tuple[InProcess, list[Progress]]:
+) -> tuple[InProcess, Scheduler]:
     executor = InProcess(layout, **how)
     monkeypatch.setattr(schedule, "make_executor", lambda *_: executor)
-    monkeypatch.setattr(schedule, "is_complete", lambda *_: True)
-    shown: list[Progress] = []
-    Scheduler(layout, read_prepared(layout), Execution(device="cpu"), show or shown.append).run()
-    return executor, shown
+    monkeypatch.setattr(schedule.cells, "is_complete", lambda *_: True)
+    scheduler = Scheduler(layout, Execution(device="cpu"))
+    scheduler.run(show)
+    return executor, scheduler
 
 
 def test_everything_is_run_once_and_in_order(
@@ -73,7 +72,7 @@ def test_everything_is_run_once_and_in_order(
     for cell in executor.order:
         place = executor.order.index(cell)
         assert all(executor.order.index(other) < place for other in layout.needed_by(cell))
-    assert len(shown[-1].with_status("done")) == 12
+    assert len(shown.with_status("done")) == 12
     again, _ = schedule_all(layout, monkeypatch)
     assert again.order == []
 
@@ -84,9 +83,7 @@ def test_a_failed_cell_stops_only_those_that_need_it(
     layout = make_layout(test=True)
     _, shown = schedule_all(layout, monkeypatch, failing="CateNorm")
     reasons = {
-        str(cell): state.reason
-        for cell, state in shown[-1].states.items()
-        if state.status == "failed"
+        str(cell): state.reason for cell, state in shown.states.items() if state.status == "failed"
     }
     assert reasons == {
         "CateNorm, tiny_base, seed 0, fold 0": "no luck",
@@ -97,18 +94,18 @@ def test_a_failed_cell_stops_only_those_that_need_it(
         "first pass, tiny_base, seed 0, test set": "It needs first pass, tiny_base, seed 0, fold 0,"
         " which failed.",
     }
-    assert {cell.arm for cell in shown[-1].with_status("done")} == {"stock"}
+    assert {cell.arm for cell in shown.with_status("done")} == {"stock"}
     again, shown = schedule_all(layout, monkeypatch)
     assert len(again.order) == 4  # what failed is tried again
-    assert len(shown[-1].with_status("done")) == 6
+    assert len(shown.with_status("done")) == 6
 
 
 def test_a_job_that_ends_without_a_word_has_failed(
     make_layout: MakeLayout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, shown = schedule_all(make_layout(), monkeypatch, dying="stock")
-    (failed,) = shown[-1].with_status("failed")
-    assert "killed by the system" in shown[-1].states[failed].reason
+    (failed,) = shown.with_status("failed")
+    assert "killed by the system" in shown.states[failed].reason
 
 
 def test_a_cell_that_an_earlier_run_left_running_is_waited_for(
@@ -119,41 +116,41 @@ def test_a_cell_that_an_earlier_run_left_running_is_waited_for(
 
     lock = layout.cell_lock(cell)
     lock.acquire()
-    shown: list[Progress] = []
+    at_work: list[list[Cell]] = []
 
-    def finish_after_a_while(progress: Progress) -> None:
-        shown.append(progress)
-        assert len(progress.running) <= 1  # it takes the only slot
-        if len(shown) == 3:
+    def finish_after_a_while(scheduler: Scheduler) -> None:
+        at_work.append(list(scheduler.jobs))
+        assert len(scheduler.jobs) <= 1  # it takes the only slot
+        if len(at_work) == 3:
             layout.save(cell, State("done"))
             lock.release()
 
-    executor, _ = schedule_all(layout, monkeypatch, show=finish_after_a_while)
-    assert shown[0].running[0] == cell
+    executor, shown = schedule_all(layout, monkeypatch, show=finish_after_a_while)
+    assert at_work[0] == [cell]
     assert cell not in executor.order
-    assert len(shown[-1].with_status("done")) == 3
+    assert len(shown.with_status("done")) == 3
 
 
 def test_time_left_is_estimated_from_cells_alike(
     make_layout: MakeLayout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layout = make_layout(seeds=3)
-    monkeypatch.setattr(schedule, "is_complete", lambda *_: True)
+    monkeypatch.setattr(schedule.cells, "is_complete", lambda *_: True)
     seconds = {"stock": 10.0, "CateNorm": 30.0, "first pass": 2.0}
     for cell in layout.cells(test=False):
         if cell.seed == 0:
             layout.save(cell, State("done", seconds=seconds[cell.arm]))
     half = Cell("stock", "tiny_base", 1, 0)
     layout.save(half, State("missing", epoch=1, epochs=2))
-    progress = Scheduler(layout, read_prepared(layout), Execution(device="cpu"), print).progress()
-    assert progress.seconds_left == pytest.approx(5 + 10 + 2 * 30 + 2 * 2)
+    scheduler = Scheduler(layout, Execution(device="cpu"))
+    assert scheduler.seconds_left() == pytest.approx(5 + 10 + 2 * 30 + 2 * 2)
 
 
 def test_two_runs_in_one_folder_are_refused(make_layout: MakeLayout) -> None:
     layout = make_layout()
-    with only_one(layout), pytest.raises(UserError, match="Another"), only_one(layout):
+    with only_one(layout.root), pytest.raises(UserError, match="Another"), only_one(layout.root):
         pass
-    with only_one(layout):
+    with only_one(layout.root):
         pass
 
 
@@ -165,9 +162,9 @@ def test_submitit_runs_cells_and_their_failures_are_written_down(
     layout = make_layout(
         {"stock": Training("Nonsense", problem="There is no Nonsense.")}, arms=arms
     )
-    shown: list[Progress] = []
-    Scheduler(layout, read_prepared(layout), Execution(cluster, "cpu"), shown.append).run()
-    (cell,) = shown[-1].with_status("failed")
+    shown = Scheduler(layout, Execution(cluster, "cpu"))
+    shown.run(lambda scheduler: None)
+    (cell,) = shown.with_status("failed")
     assert layout.state(cell).reason == "There is no Nonsense."
 
 
@@ -205,17 +202,19 @@ def test_slurm_gets_a_script_with_what_was_asked_for(
         (sbatch.parent / name).symlink_to(sbatch)
     monkeypatch.setenv("PATH", f"{sbatch.parent}{os.pathsep}{os.environ['PATH']}")
     layout = make_layout()
-    execution = Execution(
-        "slurm",
-        partition="gpu",
-        gpus=2,
-        cpus=6,
-        memory_gb=40,
-        hours=1.5,
-        slurm_options={"account": "imaging"},
-    )
+    asked = {
+        "slurm_partition": "gpu",
+        "gpus_per_node": 2,
+        "cpus_per_task": 6,
+        "mem_gb": 40,
+        "timeout_min": 90,
+        "slurm_additional_parameters": {"account": "imaging"},
+    }
+    execution = Execution("slurm", slurm=asked)
     cell = next(layout.cells(test=False))
-    job = make_executor(layout, execution, cell.name).submit(RunCell(layout.root, cell, "cuda"))
+    job = make_executor(layout, execution, cell.name).submit(
+        RunCell(layout.root, cell.name, "cuda")
+    )
     assert job.job_id == "17"
     script = kept.read_text()
     for line in (

@@ -29,7 +29,8 @@ CONTENT: dict[str, Any] = {
 
 
 def make(**changes: Any) -> spec.Benchmark:
-    return spec.from_content({**CONTENT, **changes}, "test")
+    content = {key: value for key, value in {**CONTENT, **changes}.items() if value is not None}
+    return spec.from_content(content, "test")
 
 
 def test_what_is_written_is_what_was_read(tmp_path: Path) -> None:
@@ -56,7 +57,13 @@ def test_what_is_written_is_what_was_read(tmp_path: Path) -> None:
         ({"label_noise": {"drop": 1}}, "label_noise.drop is unknown. Did you mean drop_"),
         ({"degradations": {"blur": {"blurr": 1.0}}}, "blurr is unknown. Did you mean blur?"),
         ({"plan_changes": {"patch": [8, 8]}}, "patch is unknown. Did you mean patch_size?"),
-        ({"folds": [2]}, 'fold 2 is not among the 2 splits; say which "folds"'),
+        ({"folds": [2]}, 'no fold 2: "splits" has the folds 0 1. Say which to train'),
+        ({"folds": None}, "no fold 4"),
+        ({"datasets": ["Dataset778_Tiny"]}, 'either "dataset" or "datasets"'),
+        ({"dataset": ""}, 'either "dataset" or "datasets"'),
+        ({"dataset": "", "datasets": ["Dataset778_Tiny", "778"]}, 'dataset "778" must be a full'),
+        ({"dataset": "", "datasets": ["Dataset778_Tiny"] * 2}, "names one twice"),
+        ({"margin": -0.1}, "greater than or equal to 0"),
         ({"baseline": "other"}, 'baseline "other" is none of the arms'),
         ({"settings": {"epochs": 3}}, 'unknown setting "epochs"'),
         ({"settings": {"seed": 3}}, "must not hold a seed"),
@@ -96,10 +103,18 @@ def test_cases_belong_to_subjects() -> None:
     assert make(subject=None).subject_of("LGE_07") == "LGE_07"
 
 
+def test_several_data_sets_are_a_benchmark_each() -> None:
+    names = ("Dataset777_Tiny", "Dataset778_Small")
+    several = make(dataset=None, datasets=list(names), margin=0.02)
+    assert spec.one_by_one(several) == [make(dataset=name, margin=0.02) for name in names]
+    assert spec.one_by_one(make()) == [make()]
+
+
 def test_a_benchmark_may_grow(tmp_path: Path) -> None:
     spec.claim(tmp_path, make())
     arms = CONTENT["arms"] | {"new": {"trainer": "TopKSigmaTrainer"}}
-    grown = make(arms=arms, seeds=3, degradations={"noise": {"noise": 1.0}}, baseline="new")
+    noise = {"noise": {"noise": 1.0}}
+    grown = make(arms=arms, seeds=3, degradations=noise, baseline="new", margin=0.01)
     spec.claim(tmp_path, grown)
     assert spec.read(tmp_path) == grown
 

@@ -1,24 +1,22 @@
 """The synthetic task: valid, varied, and the same for the same seed."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 
+from nnunet_ext._common.errors import UserError
 from nnunet_ext.benchmark import synthetic
-from nnunet_ext.nnunet.decathlon import check_task_folder
+from nnunet_ext.nnunet.datasets import training_cases
 
 SITES = list(synthetic.SITES.items())
 
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return synthetic.write_task(tmp_path_factory.mktemp("task"), training=6, test=3, seed=1)
+    return synthetic.write_raw(tmp_path_factory.mktemp("raw"), training=6, test=3, seed=1)
 
 
 def test_same_seed_gives_same_voxels() -> None:
@@ -61,68 +59,62 @@ def test_sites_see_the_same_anatomy_with_other_contrast() -> None:
     assert max(means) > 3 * min(means)
 
 
-def test_written_task_is_a_valid_decathlon_task_with_test_labels(task: Path) -> None:
-    checked = check_task_folder(task)
-    assert checked.dataset_name == "Dataset999_Phantom"
-    assert checked.labels == {0: "background", 1: "organ", 2: "lesion"}
-    assert len(checked.training) == 6
-    assert checked.test == ("siteA_101", "siteB_101", "siteC_101")
-    assert checked.has_test_labels
-
-
-def test_dataset_json_lists_files_that_exist(task: Path) -> None:
+def test_written_task_is_a_raw_data_set_with_test_labels_and_domains(task: Path) -> None:
+    assert task.name == "Dataset999_Phantom"
     described = json.loads((task / "dataset.json").read_text())
-    listed = [path for entry in described["training"] for path in entry.values()]
-    assert len(listed) == 2 * described["numTraining"] == 12
-    assert len(described["test"]) == described["numTest"] == 3
-    assert all((task / path).is_file() for path in [*listed, *described["test"]])
+    assert described["labels"] == {"background": 0, "organ": 1, "lesion": 2}
+    cases = training_cases(task)
+    assert len(cases) == described["numTraining"] == 6
+    assert described["domains"] == {case: case[:5] for case in cases}
+    tests = ["siteA_101", "siteB_101", "siteC_101"]
+    assert sorted(path.name for path in (task / "imagesTs").iterdir()) == [
+        f"{case}_0000.nii.gz" for case in tests
+    ]
+    assert sorted(path.name for path in (task / "labelsTs").iterdir()) == [
+        f"{case}.nii.gz" for case in tests
+    ]
 
 
 def test_files_hold_what_the_generator_draws(task: Path) -> None:
     image, label = synthetic.make_case(synthetic.SITES["siteB"], seed=1, number=1)
-    for folder, drawn in (("imagesTr", image), ("labelsTr", label)):
-        written = sitk.GetArrayFromImage(sitk.ReadImage(str(task / folder / "siteB_001.nii.gz")))
+    for file, drawn in (("imagesTr/siteB_001_0000", image), ("labelsTr/siteB_001", label)):
+        written = sitk.GetArrayFromImage(sitk.ReadImage(str(task / f"{file}.nii.gz")))
         np.testing.assert_array_equal(written, drawn)
 
 
-def test_interrupted_writing_leaves_no_task_folder(tmp_path: Path) -> None:
-    def interrupt(done: int, total: int) -> None:
-        if done == 2:
-            raise KeyboardInterrupt
+def test_interrupted_writing_leaves_no_data_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        synthetic.write_task(tmp_path, training=6, test=3, progress=interrupt)
-    assert not (tmp_path / synthetic.TASK_NAME).exists()
-    assert synthetic.write_task(tmp_path, training=6, test=3).is_dir()
-    assert [path.name for path in tmp_path.iterdir()] == [synthetic.TASK_NAME]
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(synthetic, "write_json", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            synthetic.write_raw(tmp_path, training=3, test=3)
+    assert not list(tmp_path.iterdir())
+    assert synthetic.write_raw(tmp_path, training=3, test=3).is_dir()
+    assert [path.name for path in tmp_path.iterdir()] == [synthetic.DATASET]
+
+
+def test_it_is_written_once_and_other_cases_are_refused(task: Path) -> None:
+    before = (task / "dataset.json").stat().st_mtime_ns
+    assert synthetic.write_raw(task.parent, training=6, test=3, seed=1) == task
+    assert (task / "dataset.json").stat().st_mtime_ns == before
+    for other in ({"seed": 2}, {"training": 7}):
+        with pytest.raises(UserError, match="Name another folder"):
+            synthetic.write_raw(task.parent, **{"training": 6, "test": 3, "seed": 1, **other})
 
 
 def test_training_and_test_cases_have_different_names_and_take_turns_of_sites() -> None:
     training, test = synthetic.case_names(24, 6)
     assert len({*training, *test}) == 30
     for site in synthetic.SITES:
-        assert sum(synthetic.site_of(name) == site for name in training) == 8
-        assert sum(synthetic.site_of(name) == site for name in test) == 2
+        assert sum(name.startswith(f"{site}_") for name in training) == 8
+        assert sum(name.startswith(f"{site}_") for name in test) == 2
 
 
-@pytest.mark.parametrize("case", ["hippocampus_001", "siteD_001", "siteA_x"])
-def test_cases_of_other_tasks_have_no_site(case: str) -> None:
-    assert synthetic.site_of(case) is None
+def test_nnunet_finds_nothing_wrong_with_the_task(task: Path) -> None:
+    from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
 
-
-def test_nnunet_converts_the_task(task: Path, tmp_path: Path) -> None:
-    folders = {name: str(tmp_path / name) for name in ("raw", "preprocessed", "results")}
-    for folder in folders.values():
-        Path(folder).mkdir()
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "nnunet_ext.cli.launch", "nnUNetv2_convert_MSD_dataset"),
-            *("-i", str(task), "-np", "2"),
-        ],
-        env={**os.environ, **{f"nnUNet_{name}": path for name, path in folders.items()}},
-        check=True,
-        capture_output=True,
-    )
-    raw = tmp_path / "raw" / "Dataset999_Phantom"
-    assert len(list((raw / "imagesTr").iterdir())) == 6
-    assert json.loads((raw / "dataset.json").read_text())["labels"]["lesion"] == 2
+    verify_dataset_integrity(str(task), 1)

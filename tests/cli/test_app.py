@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -45,18 +46,60 @@ def test_mistake_is_one_line_on_stderr(cli: Callable[..., Any]) -> None:
     assert outcome.err.count("\n") == 1
 
 
-def test_help_is_quick_because_nothing_heavy_is_imported() -> None:
-    code = (
-        "import sys; from nnunet_ext.cli import main\n"
-        "try: main(['configure', '--help'])\n"
-        "except SystemExit: pass\n"
-        "assert not {'torch', 'nnunetv2', 'numpy'} & sys.modules.keys()"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+LIGHT = """
+import sys
+
+from nnunet_ext.cli import main
+
+try:
+    sys.exit(main())
+except SystemExit as leaving:
+    assert not leaving.code, leaving.code
+    print("LOADED", *({"torch", "pandas", "numpy", "nnunetv2", "matplotlib"} & sys.modules.keys()))
+"""
+
+
+def loaded_by(*arguments: str) -> set[str]:
+    """The heavy packages that a command has imported when it ends well."""
+    command = [sys.executable, "-c", LIGHT, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.splitlines()[-1].split()[1:])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--help",),
+        ("list",),
+        ("list", "CateNormTrainer_250epochs"),
+        ("list", "ExtensionTrainerDA5"),
+        ("fetch", "--list"),
+    ],
+)
+def test_what_only_shows_imports_nothing_heavy(arguments: tuple[str, ...]) -> None:
+    assert loaded_by(*arguments) == set()
+
+
+def test_data_sets_are_joined_assigned_and_configured_without_torch(
+    make_raw: Callable[..., Any], tmp_path: Path
+) -> None:
+    make_raw("Dataset011_A", ["a", "b"])
+    make_raw("Dataset012_B", ["c"])
+    light = {"numpy", "nnunetv2"}  # nnU-Net's list of training cases needs no more
+    assert loaded_by("join", "11", "12", "--id", "13", "--name", "Both") <= light
+    assert loaded_by("domains", "13", "--regex", "(?P<domain>[ab]|c)") <= light
+    folder = tmp_path / "nnUNet_preprocessed" / "Dataset013_Both"
+    folder.mkdir()
+    assert loaded_by("domains", "13", "--leave-one-out") <= light
+    (folder / "nnUNetPlans.json").write_text('{"configurations": {"2d": {}}}')
+    settings = ("--set", "catenorm.reduction=4", "--set", "num_epochs=2")
+    assert loaded_by("configure", "13", "-c", "2d", "--name", "mine", *settings) == set()
+    assert loaded_by("configure", "13", "-c", "mine", "--show") == set()
 
 
 def test_module_runs_as_the_command_does() -> None:
-    command = [sys.executable, "-m", "nnunet_ext.cli", "run", "nnUNetv2_trian"]
+    command = [sys.executable, "-m", "nnunet_ext", "run", "nnUNetv2_trian"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr == (

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from nnunet_ext.benchmark import live, prepare, report, schedule, synthetic
+from nnunet_ext.benchmark import live, prepare, report, schedule
 from nnunet_ext.benchmark.schedule import Execution
 from nnunet_ext.nnunet import commands, decathlon
+from tests.decathlon_server import make_task
 from tests.tiny import DATASET
 
 Cli = Callable[..., Any]
@@ -24,15 +25,16 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     seen: dict[str, Any] = {}
 
     class Scheduler:
-        def __init__(self, layout: Any, prepared: Any, execution: Execution, show: Any) -> None:
+        def __init__(self, layout: Any, execution: Execution) -> None:
             seen.update(layout=layout, execution=execution)
+            seen.setdefault("layouts", []).append(layout)
 
-        def run(self) -> None:
+        def run(self, show: Any) -> None:
             if seen.get("interrupted"):
                 raise KeyboardInterrupt
 
-        def progress(self) -> schedule.Progress:
-            return schedule.Progress({}, [], None)
+        def with_status(self, status: str) -> list[Any]:
+            return []
 
     @contextmanager
     def shown(_: Any) -> Iterator[Any]:
@@ -45,6 +47,7 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(schedule, "Scheduler", Scheduler)
     monkeypatch.setattr(prepare, "prepare", lambda *_: None)
     monkeypatch.setattr(live, "progress_shown", shown)
+    monkeypatch.setattr(live, "summary", lambda _: "")
     monkeypatch.setattr("nnunet_ext.cli.benchmark._report", lambda *_: None)
     return seen
 
@@ -79,12 +82,11 @@ def test_lists_of_values_are_read_as_nnunets_commands_read_them(
 def test_a_decathlon_task_is_fetched_and_converted_once(
     cli: Cli, started: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def convert(command: list[str], *_: Any) -> None:
+    def convert(command: list[str], log: Path, variables: dict[str, str]) -> None:
         assert command[:2] == ["nnUNetv2_convert_MSD_dataset", "-i"]
-        (tmp_path / "raw" / "Dataset004_Hippocampus").mkdir()  # fails if it is there
+        Path(variables["nnUNet_raw"], "Dataset004_Hippocampus").mkdir()  # fails if it is there
 
-    synthetic.write_task(tmp_path, 5, 3, 0, print)
-    task = (tmp_path / synthetic.TASK_NAME).rename(tmp_path / "Task04_Hippocampus")
+    task = make_task(tmp_path)
     monkeypatch.setattr(decathlon, "fetch_task", lambda *_, **__: task)
     monkeypatch.setattr(commands, "run_command", convert)
     for _ in range(2):
@@ -93,6 +95,26 @@ def test_a_decathlon_task_is_fetched_and_converted_once(
         )
         assert outcome.code == 0, outcome.err
     assert started["layout"].benchmark.dataset == "Dataset004_Hippocampus"
+
+
+def test_data_sets_of_one_file_get_a_folder_each(
+    cli: Cli, started: dict[str, Any], tmp_path: Path
+) -> None:
+    names = [DATASET, "Dataset778_Small"]
+    content = {"datasets": names, "arms": {"T": {"trainer": "T"}}}
+    Path("several.json").write_text(json.dumps(content))
+    outcome = cli("benchmark", "run", "several.json", "--device", "cpu")
+    assert outcome.code == 1
+    assert 'no data set "Dataset778_Small"' in outcome.err
+    assert not started  # before hours of training with the first
+    (tmp_path / "raw" / names[1]).mkdir()
+    for _ in range(2):
+        outcome = cli("benchmark", "run", "several.json", "--device", "cpu")
+        assert outcome.code == 0, outcome.err
+    folder = tmp_path / "benchmark_several"
+    assert [layout.root for layout in started["layouts"]] == [folder / name for name in names] * 2
+    assert [layout.benchmark.dataset for layout in started["layouts"]] == names * 2
+    assert json.loads((folder / "benchmark.json").read_text()) == content
 
 
 def test_a_folder_and_a_file_can_be_run_again(
@@ -112,9 +134,15 @@ def test_what_slurm_is_asked_for(cli: Cli, started: dict[str, Any]) -> None:
         *("--slurm", "account=imaging", "qos=high", "--jobs", "6"),
     )
     assert outcome.code == 0, outcome.err
-    options = {"account": "imaging", "qos": "high"}
-    expected = Execution("slurm", "cuda", 6, "gpu", 2, 4, 48, 12, options)
-    assert started["execution"] == expected
+    asked = {
+        "timeout_min": 12 * 60,
+        "mem_gb": 48,
+        "cpus_per_task": 4,
+        "slurm_additional_parameters": {"account": "imaging", "qos": "high"},
+        "slurm_partition": "gpu",
+        "gpus_per_node": 2,
+    }
+    assert started["execution"] == Execution("slurm", "cuda", 6, asked)
 
 
 def test_an_interruption_says_how_to_go_on(cli: Cli, started: dict[str, Any]) -> None:

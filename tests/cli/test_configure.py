@@ -179,6 +179,86 @@ def test_cascade_can_stand_on_another_first_stage(configure: Configure, plans_pa
     assert configurations["3d_lowres"] == CONFIGURATIONS["3d_lowres"]
 
 
+# ----------------------------------------------------------------------------- methods of others
+
+MINE = """
+from pydantic.dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class MineSettings:
+    strength: float = 0.5
+
+
+class MineTrainer:
+    @classmethod
+    def collected_method_settings(cls):
+        return {"mine": MineSettings}
+"""
+
+
+@pytest.fixture(params=["installed", "folder"])
+def mine(
+    request: pytest.FixtureRequest,
+    install: Callable[..., None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A trainer with settings of its own, in an installed package or in a user's folder."""
+    if request.param == "installed":
+        install("mine", MINE, trainers={"MineTrainer": "MineTrainer"})
+    else:
+        (tmp_path / "users").mkdir()
+        (tmp_path / "users" / "of_mine.py").write_text(MINE)
+        monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path / "users"))
+
+
+@pytest.mark.usefixtures("mine")
+def test_settings_of_a_method_of_others_are_written_and_shown(
+    configure: Configure, plans_path: Path
+) -> None:
+    outcome = configure("-c", "2d", "--name", "new", "--set", "mine.strength=2")
+    assert outcome.code == 0, outcome.err
+    assert written(plans_path)["new"]["nnunet_ext"] == {"mine": {"strength": 2}}
+    assert "\nnnUNetv2_train 4 new FOLD -tr MineTrainer -p CateNormPlans\n" in outcome.out
+    shown = configure("-c", "new", "--show").out
+    assert ["mine.strength", "2.0", "set"] in [line.split() for line in shown.splitlines()]
+
+
+@pytest.mark.usefixtures("mine")
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("mine.strength=much", '"strength" is "much"'),
+        ("mine.strnegth=2", "Did you mean strength?"),
+        ("mien.strength=2", "Did you mean mine?"),
+        ("strength=2", "need its name: mine.strength."),
+    ],
+)
+def test_settings_of_a_method_of_others_are_checked(
+    configure: Configure, plans_path: Path, assignment: str, message: str
+) -> None:
+    before = plans_path.read_bytes()
+    outcome = configure("-c", "2d", "--name", "new", "--set", assignment)
+    assert outcome.code == 1
+    assert message in outcome.err
+    assert plans_path.read_bytes() == before
+
+
+def test_users_folder_that_cannot_be_imported_is_told_only_where_it_matters(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "users").mkdir()
+    (tmp_path / "users" / "of_mine.py").write_text("import no_such_module\nclass MineTrainer: ...")
+    monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path / "users"))
+    new = ("-c", "2d", "--name", "new", "--set")
+    outcome = configure(*new, "mine.strength=2")
+    assert outcome.code == 1
+    assert "cannot be imported" in outcome.err
+    assert "no_such_module" in outcome.err
+    assert configure(*new, "seed=1").code == 0
+
+
 # -------------------------------------------------------------------------------------- refusals
 
 NEW = ("--name", "new", "--set", "num_epochs=2")

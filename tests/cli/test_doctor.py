@@ -1,5 +1,6 @@
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -9,17 +10,18 @@ from typing import Any
 import pytest
 
 import nnunet_ext
-from nnunet_ext import planners, trainers
+from nnunet_ext import registry
 from nnunet_ext.cli import checks, doctor
-from nnunet_ext.cli.checks import Finding, Level
+from nnunet_ext.cli.checks import Finding
 
 HERE = Path(nnunet_ext.__file__).parent
 VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 CLASSES = {
-    name: {"module": f"{package.__name__}.{module}", "file": "somewhere"}
-    for package in (trainers, planners)
-    for name, module in package.MODULES.items()
+    name: {"module": entry.module, "file": "somewhere"}
+    for ours in registry.OURS.values()
+    for name, entry in ours.items()
 }
+DEVICES: dict[str, Any] = {"torch": "2", "cuda": None, "gpus": [], "mps": False}
 FACTS: dict[str, Any] = {
     "start_method": "spawn",
     "site_folders": [str(HERE.parent)],
@@ -28,13 +30,14 @@ FACTS: dict[str, Any] = {
     "active": True,
     "status": "active",
     "classes": CLASSES,
+    "devices": DEVICES,
 }
 INACTIVE = FACTS | {"active": False, "status": "not active: because", "classes": {}}
 
 
-def only(findings: Any, level: Level) -> Finding:
+def only(findings: Any, level: str) -> Finding:
     """Return the finding of this level; there must be exactly one."""
-    (found,) = [finding for finding in findings if finding.level is level]
+    (found,) = [finding for finding in findings if finding.level == level]
     return found
 
 
@@ -72,6 +75,18 @@ def test_healthy_installation_exits_with_0(cli: Callable[..., Any]) -> None:
     assert all(name in outcome.out for name in CLASSES)
 
 
+def test_torch_is_left_to_the_fresh_interpreter() -> None:
+    code = f"""
+import sys
+from nnunet_ext.cli import doctor, main
+doctor._start_probe, doctor._finish_probe = lambda: None, lambda _: {FACTS!r}
+try: main(["doctor"])
+except SystemExit: print("LOADED", *({{"torch", "nnunetv2", "numpy"}} & sys.modules.keys()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "LOADED", done.stderr
+
+
 @pytest.mark.usefixtures("fine")
 def test_unset_folder_exits_with_1_and_says_how_to_set_it(
     cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
@@ -90,6 +105,7 @@ def test_probe_asks_a_fresh_interpreter_as_nnunets_commands_would(
     monkeypatch.setenv("NNUNET_EXT_AUTOLOAD", "0")  # looking up classes would cost seconds
     facts = doctor._finish_probe(doctor._start_probe())
     assert facts.keys() == FACTS.keys()
+    assert facts["devices"].keys() == DEVICES.keys()
     assert facts["start_method"] in ("fork", "spawn", "forkserver")
     assert not facts["active"]
     assert not facts["classes"]
@@ -103,7 +119,7 @@ def test_probe_asks_a_fresh_interpreter_as_nnunets_commands_would(
     ],
 )
 def test_probe_that_dies_is_reported(probe: Any, message: str) -> None:
-    found = only(checks.check_discovery(doctor._finish_probe(probe), {}), Level.PROBLEM)
+    found = only(checks.check_discovery(doctor._finish_probe(probe), {}), "PROBLEM")
     assert message in found.detail
 
 
@@ -123,7 +139,7 @@ def test_probe_that_hangs_is_ended_and_reported() -> None:
 
 def test_active_discovery_shows_the_class_of_every_name() -> None:
     findings = list(checks.check_discovery(FACTS, {}))
-    assert {finding.level for finding in findings} == {Level.OK}
+    assert {finding.level for finding in findings} == {"ok"}
     assert {finding.subject for finding in findings} >= CLASSES.keys()
 
 
@@ -146,28 +162,46 @@ def test_active_discovery_shows_the_class_of_every_name() -> None:
 def test_inactive_discovery_says_why_and_what_to_do(
     facts: dict[str, Any], environment: dict[str, str], why: str, cure: str
 ) -> None:
-    found = only(checks.check_discovery(INACTIVE | facts, environment), Level.PROBLEM)
+    found = only(checks.check_discovery(INACTIVE | facts, environment), "PROBLEM")
     assert why in found.detail
     assert cure in found.cure
 
 
 def test_second_copy_of_the_package_is_a_warning() -> None:
     facts = FACTS | {"package": "/elsewhere/nnunet_ext"}
-    found = only(checks.check_discovery(facts, {}), Level.WARNING)
+    found = only(checks.check_discovery(facts, {}), "warning")
     assert "/elsewhere/nnunet_ext" in found.detail
 
 
 def test_class_of_the_user_that_wins_is_a_warning() -> None:
     classes = CLASSES | {"CateNormTrainer": {"module": "mine", "file": "mine.py"}}
-    found = only(checks.check_discovery(FACTS | {"classes": classes}, {}), Level.WARNING)
+    found = only(checks.check_discovery(FACTS | {"classes": classes}, {}), "warning")
     assert found.subject == "CateNormTrainer"
     assert "mine.py" in found.detail
 
 
 def test_class_that_cannot_be_imported_is_a_problem() -> None:
     classes = CLASSES | {"CateNormTrainer": {"error": "ImportError: no"}}
-    found = only(checks.check_discovery(FACTS | {"classes": classes}, {}), Level.PROBLEM)
+    found = only(checks.check_discovery(FACTS | {"classes": classes}, {}), "PROBLEM")
     assert found.detail == "ImportError: no"
+
+
+def test_classes_of_other_packages_are_checked_and_their_faults_are_theirs(
+    install: Callable[..., None],
+) -> None:
+    names = ("TheirTrainer", "LostTrainer", "OtherTrainer")
+    install("theirs", "", trainers=dict.fromkeys(names, "X"))
+    classes = CLASSES | {
+        "TheirTrainer": {"module": "theirs.inside", "file": "theirs/inside.py"},
+        "LostTrainer": {"error": "UserError: no"},
+        "OtherTrainer": {"module": "somebody", "file": "somebody.py"},
+    }
+    found = {f.subject: f for f in checks.check_discovery(FACTS | {"classes": classes}, {})}
+    assert found["TheirTrainer"].level == "ok"
+    assert found["LostTrainer"].level == "PROBLEM"
+    assert "uninstall theirs" in found["LostTrainer"].cure
+    assert found["OtherTrainer"].level == "warning"
+    assert "somebody.py" in found["OtherTrainer"].detail
 
 
 # --------------------------------------------------------------------------------------- folders
@@ -176,13 +210,13 @@ def test_class_that_cannot_be_imported_is_a_problem() -> None:
 def test_unset_folders_are_problems() -> None:
     findings = list(checks.check_folders({}))
     assert [finding.subject for finding in findings] == list(VARIABLES)
-    assert {finding.level for finding in findings} == {Level.PROBLEM}
+    assert {finding.level for finding in findings} == {"PROBLEM"}
 
 
 def test_folder_that_nnunet_will_make_is_a_warning(tmp_path: Path) -> None:
     environment = dict.fromkeys(VARIABLES, str(tmp_path))
     environment["nnUNet_results"] = str(tmp_path / "a" / "b")
-    found = only(checks.check_folders(environment), Level.WARNING)
+    found = only(checks.check_folders(environment), "warning")
     assert found.subject == "nnUNet_results"
     assert not (tmp_path / "a").exists()
 
@@ -191,28 +225,28 @@ def test_folder_that_nnunet_will_make_is_a_warning(tmp_path: Path) -> None:
 def test_file_in_place_of_a_folder_is_a_problem(tmp_path: Path, variable: str) -> None:
     (tmp_path / "file").touch()
     environment = dict.fromkeys(VARIABLES, str(tmp_path)) | {variable: str(tmp_path / "file")}
-    assert only(checks.check_folders(environment), Level.PROBLEM).subject == variable
+    assert only(checks.check_folders(environment), "PROBLEM").subject == variable
 
 
 def test_folder_below_a_file_can_not_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     environment = dict.fromkeys(VARIABLES, str(tmp_path))
     environment["nnUNet_results"] = str(tmp_path / "file" / "x")
-    assert "nor can be made" in only(checks.check_folders(environment), Level.PROBLEM).detail
+    assert "nor can be made" in only(checks.check_folders(environment), "PROBLEM").detail
 
 
 def test_only_raw_data_may_be_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda *_: False)
     levels = [f.level for f in checks.check_folders(dict.fromkeys(VARIABLES, str(tmp_path)))]
-    assert levels == [Level.OK, Level.PROBLEM, Level.PROBLEM]
+    assert levels == ["ok", "PROBLEM", "PROBLEM"]
 
 
 def test_folders_of_the_user_are_checked_one_by_one(tmp_path: Path) -> None:
     environment = dict.fromkeys(VARIABLES, str(tmp_path))
     environment["nnUNet_extTrainer"] = os.pathsep.join([str(tmp_path), "", "/no/such"])
     *_, good, bad = checks.check_folders(environment)
-    assert good.level is Level.OK
-    assert bad.level is Level.WARNING
+    assert good.level == "ok"
+    assert bad.level == "warning"
     assert "/no/such" in bad.detail
 
 
@@ -221,7 +255,7 @@ def test_folders_of_the_user_are_checked_one_by_one(tmp_path: Path) -> None:
 
 def test_requirement_that_is_not_met_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "requires", lambda _: ["nnunetv2>=99", 'x>1; extra == "dev"'])
-    found = only(checks.check_versions(), Level.PROBLEM)
+    found = only(checks.check_versions(), "PROBLEM")
     assert "nnunetv2>=99" in found.detail
     assert found.cure == 'pip install "nnunetv2>=99"'
 
@@ -230,45 +264,44 @@ def test_version_that_differs_from_pips_is_a_warning(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(metadata, "requires", lambda _: [])
     monkeypatch.setattr(nnunet_ext, "__version__", "99.0")
     monkeypatch.setattr(checks, "_version", lambda _: "1.0")
-    assert "stale" in only(checks.check_versions(), Level.WARNING).detail
+    assert "stale" in only(checks.check_versions(), "warning").detail
 
 
 def test_package_that_is_not_installed_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     known = checks._version
     monkeypatch.setattr(checks, "_version", lambda p: None if p == "nnunet_ext" else known(p))
-    assert only(checks.check_versions(), Level.WARNING).cure.startswith("pip install ")
+    assert only(checks.check_versions(), "warning").cure.startswith("pip install ")
 
 
-def test_gpus_are_named_with_their_memory() -> None:
-    properties = SimpleNamespace(name="Fast One", total_memory=24 * 2**30)
-    torch = SimpleNamespace(
-        cuda=SimpleNamespace(
-            is_available=lambda: True,
-            device_count=lambda: 2,
-            get_device_properties=lambda _: properties,
-        )
-    )
-    assert [(f.subject, f.detail) for f in checks._cuda_devices(torch)] == [
-        ("cuda:0", "Fast One, 24.0 GiB"),
-        ("cuda:1", "Fast One, 24.0 GiB"),
-    ]
+def test_gpus_are_named_and_need_a_compiler() -> None:
+    facts = FACTS | {"devices": DEVICES | {"gpus": ["Fast One, 24.0 GiB", "Slow One, 8.0 GiB"]}}
+    found = {f.subject: f.detail for f in checks.check_devices(facts, {"nnUNet_compile": "true"})}
+    assert found["cuda:0"] == "Fast One, 24.0 GiB"
+    assert found["cuda:1"] == "Slow One, 8.0 GiB"
+    assert "cuda" not in found
+    assert found["torch.compile"] != "not used by nnU-Net here" or os.name == "nt"
+
+
+def test_torch_that_cannot_be_imported_is_a_problem() -> None:
+    facts = FACTS | {"devices": {"error": "OSError: libcudart.so"}}
+    (found,) = checks.check_devices(facts, {})
+    assert found.level == "PROBLEM"
+    assert "libcudart.so" in found.detail
 
 
 @pytest.mark.parametrize(
     ("driver", "cuda", "level"),
     [
-        (None, None, Level.WARNING),
-        ("/usr/bin/nvidia-smi", "12.8", Level.WARNING),
-        ("/usr/bin/nvidia-smi", None, Level.PROBLEM),
+        (None, None, "warning"),
+        ("/usr/bin/nvidia-smi", "12.8", "warning"),
+        ("/usr/bin/nvidia-smi", None, "PROBLEM"),
     ],
 )
 def test_missing_gpu_is_a_problem_only_if_torch_cannot_use_the_one_there_is(
-    monkeypatch: pytest.MonkeyPatch, driver: str | None, cuda: str | None, level: Level
+    monkeypatch: pytest.MonkeyPatch, driver: str | None, cuda: str | None, level: str
 ) -> None:
     monkeypatch.setattr(checks.shutil, "which", lambda _: driver)
-    torch = SimpleNamespace(__version__="2", version=SimpleNamespace(cuda=cuda))
-    found = checks._no_accelerator(torch)
-    assert found.level is level
+    found = only(checks.check_devices(FACTS | {"devices": DEVICES | {"cuda": cuda}}, {}), level)
     assert "-device cpu" in found.cure
 
 
@@ -277,7 +310,8 @@ def test_missing_compiler_is_a_problem_only_if_nnunet_compiles(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(checks.shutil, "which", lambda _: None)
-    found = only(checks.check_compiler({}, cuda=True), Level.PROBLEM)
+    found = checks._check_compiler({}, cuda=True)
+    assert found.level == "PROBLEM"
     assert "nnUNet_compile=false" in found.cure
     for environment, cuda in (({}, False), ({"nnUNet_compile": "f"}, True)):
-        assert only(checks.check_compiler(environment, cuda), Level.OK)
+        assert checks._check_compiler(environment, cuda).level == "ok"

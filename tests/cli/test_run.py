@@ -51,7 +51,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 
 def _run(environment: dict[str, str], *arguments: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "nnunet_ext.cli", "run", "nnUNetv2_ask", *arguments]
+    command = [sys.executable, "-m", "nnunet_ext", "run", "nnUNetv2_ask", *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 

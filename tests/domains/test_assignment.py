@@ -14,6 +14,7 @@ from nnunet_ext.domains.assignment import (
     read_domains,
     refuse_unfit,
     refuse_unfit_for_training,
+    subjects_from_pattern,
 )
 
 DOMAINS = {"a1": "A", "b1": "B", "a2": "A"}
@@ -75,6 +76,29 @@ def test_a_pattern_without_the_group_gets_an_example(pattern: str) -> None:
 def test_a_pattern_that_is_none_is_refused_with_the_reason() -> None:
     with pytest.raises(UserError, match=r"not a regular expression: .*position"):
         from_pattern("(?P<domain>[A-Z", ["A"])
+
+
+# --------------------------------------------------------------------------------------- subjects
+
+
+def test_the_only_group_of_a_pattern_is_the_subject_wherever_it_matches() -> None:
+    found = subjects_from_pattern(r"_(\d+)", ["LGE_07", "bSSFP_07_b"])
+    assert found == {"LGE_07": "07", "bSSFP_07_b": "07"}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("_(", "not a regular expression"),
+        (r"_\d+", "has 0 groups, but needs exactly one"),
+        (r"(.*)_(\d+)", "has 2 groups, but needs exactly one"),
+        (r"_(\d+)$", r"finds no subject in 1 case \(a_x\)"),
+        (r"_(\d*)", r"finds no subject in 1 case \(a_x\)"),
+    ],
+)
+def test_a_pattern_that_finds_no_subject_is_refused(pattern: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        subjects_from_pattern(pattern, ["a_1", "a_x"])
 
 
 # ----------------------------------------------------------------------------------------- tables

@@ -125,6 +125,13 @@ def test_links_lead_to_the_sources_and_the_spacing_of_tiff_files_comes_along(
     assert json.loads((folder / "imagesTr" / "b1.json").read_text()) == {"spacing": [1, 2, 3]}
 
 
+def test_colours_of_a_picture_are_channels_in_one_file(make_raw: MakeRaw) -> None:
+    colours = {str(channel): name for channel, name in enumerate(("R", "G", "B"))}
+    for name in ("Dataset001_Bern", "Dataset002_Ulm"):
+        make_raw(name, [name], ending=".png", channel_names=colours)
+    assert len(join(["1", "2"]).cases) == 2
+
+
 def test_a_source_may_list_its_files_in_dataset_json(make_raw: MakeRaw, tmp_path: Path) -> None:
     source = make_raw("Dataset001_Bern", ["b1"])
     shutil.move(source / "imagesTr", tmp_path / "elsewhere")

@@ -4,7 +4,6 @@ import copy
 import os
 import shutil
 from collections.abc import Callable
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_ext._common.errors import UserError
+from nnunet_ext._common.processes import for_each
 from nnunet_ext.domains import preprocessing
 from nnunet_ext.domains.preprocessing import preprocessed_unlabelled
 from tests import tiny
@@ -27,31 +27,17 @@ SHAPE = (12, 20, 18)
 """One axis shorter than the patch."""
 
 
-class InThisProcess:
-    """Does at once what an executor would do in processes that take seconds to start."""
-
-    calls: list[str]
-
-    def __init__(self, *_: Any) -> None: ...
-
-    def submit(self, function: Callable[..., Any], target: str, *args: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        InThisProcess.calls.append(Path(target).name)
-        try:
-            future.set_result(function(target, *args))
-        except Exception as error:
-            future.set_exception(error)
-        return future
-
-    def shutdown(self, **_: Any) -> None: ...
-
-
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Cases that were preprocessed."""
-    monkeypatch.setattr(preprocessing, "ProcessPoolExecutor", InThisProcess)
-    InThisProcess.calls = []
-    return InThisProcess.calls
+    """Cases that were preprocessed, in this process, as others take seconds to start."""
+    found: list[str] = []
+
+    def record(work: Callable[..., Any], tasks: dict[str, Any], _: int, doing: str) -> None:
+        found.extend(tasks)
+        for_each(work, tasks, 1, doing)
+
+    monkeypatch.setattr(preprocessing, "for_each", record)
+    return found
 
 
 def write_image(path: Path, voxels: np.ndarray) -> None:

@@ -1,6 +1,9 @@
-"""MONAI's metrics, as this package calls them, against other people's implementations."""
+"""Our metrics against other people's implementations: MedPy, DeepMind's, nnU-Net's and MONAI's."""
 
+import json
 import math
+import random
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from surface_distance import compute_surface_dice_at_tolerance, compute_surface_distances
 
-from nnunet_ext.evaluation.metrics import Measures, measure
+from nnunet_ext.evaluation.metrics import Lesions, Measures, count_lesions, measure
 
 Labels = NDArray[Any]
 
@@ -80,6 +83,41 @@ def independent(truth: Labels, prediction: Labels, spacing: tuple[float, ...]) -
     )
 
 
+def lumps(*shape: int, seed: int) -> tuple[Labels, Labels]:
+    """Ellipsoids of labels 1 and 2, and other ones near them, by integers alone.
+
+    Label 3 is in the first only, 4 in the second only, 5 in none.
+    """
+    draw = random.Random(seed).randrange
+    pair = np.zeros((2, *shape), int)
+    grid = np.indices(shape)
+    for label in (1, 1, 1, 2, 2):
+        middle = [draw(n) for n in shape]
+        radii = [1 + draw(n // 4 + 1) for n in shape]
+        for labels in pair:
+            scale = math.prod(radii)
+            moved = [at + draw(-1, 2) for at in middle]
+            terms = zip(grid, moved, radii, strict=True)
+            labels[sum(((x - at) * scale // r) ** 2 for x, at, r in terms) <= scale**2] = label
+    for labels, label in zip(pair, (3, 4), strict=True):
+        labels[tuple(slice(0, 1 + n // 8) for n in shape)] = label
+    return pair[0], pair[1]
+
+
+LUMPS: dict[str, tuple[Labels, Labels, tuple[float, ...]]] = {
+    "hippocampus": (*lumps(36, 51, 35, seed=1), (1.0, 1.0, 1.0)),
+    "heart": (*lumps(12, 64, 64, seed=2), (9.6, 0.75, 0.75)),
+    "retina": (*lumps(1, 140, 130, seed=3), (999.0, 1.0, 1.0)),
+    "skin": (*lumps(96, 128, seed=4), (1.0, 1.0)),
+    "odd spacing": (*lumps(20, 24, 28, seed=5), (0.7, 3.3, 1.1)),
+    "odd spacing in 2D": (*lumps(90, 70, seed=6), (0.3, 0.71)),
+}
+REGIONS = (1, 2, 3, 4, 5, (1, 2))
+OF_MONAI = json.loads(Path(__file__).with_name("monai_1_6_1.json").read_text())
+"""compute_surface_dice(use_subvoxels=True) and, of get_mask_edges, get_surface_distance, as the
+recorded experiments were measured with."""
+
+
 def numbers(measures: Measures) -> list[float]:
     return [measures.dice, measures.nsd, measures.hd95, measures.assd]
 
@@ -92,6 +130,16 @@ def test_metrics_agree_with_other_implementations(case: str) -> None:
     expected = independent(truth == 1, prediction == 1, spacing)
     assert numbers(result) == pytest.approx(numbers(expected), rel=1e-6, abs=1e-6)
     assert result.empty == ""
+
+
+@pytest.mark.parametrize("case", LUMPS)
+def test_scores_are_those_that_monai_gave(case: str) -> None:
+    for region, result in measure(*LUMPS[case], REGIONS).items():
+        expected = OF_MONAI[case][str(region)]
+        assert result.empty == expected.pop("empty")
+        for name, value in expected.items():
+            found = getattr(result, name)
+            assert math.isnan(found) if value is None else abs(found - value) <= 1e-6, name
 
 
 def test_neighbours_one_voxel_apart_are_within_the_tolerance_along_the_finest_axis_only() -> None:
@@ -171,6 +219,24 @@ def test_arrays_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         measure(np.zeros(truth), np.zeros(prediction), spacing, [1])
+
+
+def test_lesions_are_found_by_a_shared_voxel_and_hang_together_over_corners() -> None:
+    truth = np.array(
+        [[1, 0, 0, 0, 1, 0], [0, 1, 0, 0, 0, 0], [0, 0, 0, 1, 0, 2], [0, 0, 0, 0, 0, 9]]
+    )
+    prediction = np.array(
+        [[0, 0, 0, 0, 0, 0], [0, 1, 1, 0, 0, 0], [0, 0, 0, 1, 0, 0], [1, 0, 0, 0, 0, 1]]
+    )
+    found = count_lesions(truth, prediction, [1, 2, 3], ignore=9)
+    # one prediction finds two lesions of the truth, a third is missed; one prediction is wrong
+    assert found[1] == Lesions(true=3, found=2, predicted=2, right=1)
+    assert (found[1].recall, found[1].precision) == (2 / 3, 1 / 2)
+    assert found[1].f1 == pytest.approx(4 / 7)
+    assert found[2] == Lesions(1, 0, 0, 0)
+    assert (found[2].recall, found[2].f1) == (0, 0)
+    assert math.isnan(found[2].precision)
+    assert all(map(math.isnan, (found[3].recall, found[3].precision, found[3].f1)))
 
 
 SHAPES = array_shapes(min_dims=2, max_dims=3, max_side=6)

@@ -1,8 +1,10 @@
 """Scores by domain: of the epoch's validation, and of the final one."""
 
+import copy
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,8 +14,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
-from nnunetv2.training.loss.dice import get_tp_fp_fn_tn
-from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as nnunets_module
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_ext.evaluation import validation
 from nnunet_ext.evaluation.validation import counted_by_image, pseudo_dice, with_domains
@@ -21,31 +23,60 @@ from nnunet_ext.evaluation.validation import counted_by_image, pseudo_dice, with
 # ---------------------------------------------------------------------------- while it trains
 
 
-@pytest.mark.parametrize("masked", [True, False])
-@pytest.mark.parametrize("shape", [(3, 2, 5, 4), (3, 2, 4, 3, 5)])
+LABELLED = {
+    "labels": {"background": 0, "organ": 1, "lesion": 2, "ignore": 3},
+    "labels without ignore": {"background": 0, "organ": 1, "lesion": 2},
+    "regions": {"background": 0, "whole": (1, 2), "core": (2,), "ignore": 3},
+    "regions without ignore": {"background": 0, "whole": (1, 2), "core": (2,)},
+}
+
+
+def stand_in(labels: dict[str, Any], logits: list[Any]) -> Any:
+    """What nnU-Net's validation step needs of a trainer."""
+    order = [1, 2] if "whole" in labels else None
+    return SimpleNamespace(
+        device=torch.device("cpu"),
+        network=lambda data: logits if len(logits) > 1 else logits[0],
+        loss=lambda output, target: torch.tensor(0.5),
+        enable_deep_supervision=len(logits) > 1,
+        label_manager=LabelManager(labels, order),
+    )
+
+
+@pytest.mark.parametrize("scales", [1, 2])
+@pytest.mark.parametrize("kind", LABELLED)
+@pytest.mark.parametrize("size", [(5, 4), (4, 3, 5)])
 def test_counts_of_images_add_up_to_what_nnunet_counts(
-    shape: tuple[int, ...], masked: bool
+    size: tuple[int, ...], kind: str, scales: int
 ) -> None:
     torch.manual_seed(0)
-    output, target = (torch.randint(2, shape).float() for _ in range(2))
-    mask = torch.randint(2, (shape[0], 1, *shape[2:])).float() if masked else None
-    axes = [0, *range(2, len(shape))]
-    expected = get_tp_fp_fn_tn(output, target, axes=axes, mask=mask)
-    with counted_by_image() as counted:
-        answer = nnunets_module.get_tp_fp_fn_tn(output, target, axes=axes, mask=mask)
-    assert all(map(torch.equal, answer, expected))
+    labels = LABELLED[kind]
+    outputs = 2 if "whole" in labels else 3
+    channels = outputs + ("ignore" in labels) if "whole" in labels else 1
+    logits = [torch.randn(3, outputs, *size) for _ in range(scales)]
+    highest = 2 if "whole" in labels else len(labels)
+    target = [torch.randint(highest, (3, channels, *size)).float() for _ in range(scales)]
+    batch = {"data": torch.zeros(1), "target": target if scales > 1 else target[0]}
+    plain = stand_in(labels, logits)
+    expected = nnUNetTrainer.validation_step(plain, copy.deepcopy(batch))
+    trainer = stand_in(labels, logits)
+    loss = trainer.loss
+    with counted_by_image(trainer) as counted:
+        found = nnUNetTrainer.validation_step(trainer, batch)
+    assert trainer.loss is loss
+    assert all(np.array_equal(found[key], expected[key]) for key in expected)
     (counts,) = counted
-    assert counts.shape == (3, *shape[:2])
-    np.testing.assert_array_equal(counts.sum(1), torch.stack(expected[:3]).numpy())
-    last = None if mask is None else mask[2:]
-    of_last = get_tp_fp_fn_tn(output[2:], target[2:], axes=axes, mask=last)
-    np.testing.assert_array_equal(counts[:, 2], torch.stack(of_last[:3]).numpy())
+    assert counts.shape == (3, 3, outputs)
+    hard = [expected[f"{each}_hard"] for each in ("tp", "fp", "fn")]
+    np.testing.assert_array_equal(counts.sum(1)[:, "whole" not in labels :], hard)
 
 
-def test_nnunet_gets_its_counting_back() -> None:
-    with counted_by_image():
-        pass
-    assert nnunets_module.get_tp_fp_fn_tn is get_tp_fp_fn_tn
+def test_the_loss_comes_back_after_an_error() -> None:
+    trainer = stand_in(LABELLED["labels"], [torch.zeros(1)])
+    loss = trainer.loss
+    with pytest.raises(RuntimeError, match="no luck"), counted_by_image(trainer):
+        raise RuntimeError("no luck")
+    assert trainer.loss is loss
 
 
 def test_images_are_told_apart_by_their_case_and_those_without_domain_left_out() -> None:
@@ -165,6 +196,13 @@ def test_validation_cases_without_any_domain_are_said(tmp_path: Path) -> None:
     table, summary = summarise(evaluated(tmp_path, {"x": [0.8]}))
     assert table == "No validation case has a domain."
     assert summary == {"worst_domain": None, "domains": {}, "cases_without_domain": ["x"]}
+
+
+def test_where_nothing_was_evaluated_there_is_nothing_to_summarise(tmp_path: Path) -> None:
+    (tmp_path / "predicted").mkdir()
+    table, summary = summarise(evaluated(tmp_path, {}))
+    assert table == "No validation case has a domain."
+    assert summary["domains"] == {}
 
 
 def test_regions_have_their_names(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 
 from nnunet_ext.benchmark.layout import Cell, Layout
+from nnunet_ext.nnunet.commands import epochs_begun
 from tests.tiny import BASE, DATASET, PLANS, World
 
 EXPERIMENT: dict[str, Any] = {
@@ -42,7 +43,7 @@ SECONDS = 120
 
 def start(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "nnunet_ext.cli", "benchmark", *arguments],
+        [sys.executable, "-m", "nnunet_ext", "benchmark", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -70,7 +71,7 @@ def test_a_benchmark_killed_twice_ends_as_if_nothing_had_happened(
     command = ("run", str(file), "--out", str(folder), "--device", "cpu")
 
     def epoch() -> int:
-        return Layout(folder).state(STOCK).epoch if folder.is_dir() else 0
+        return epochs_begun(Layout(folder).log(STOCK)) if folder.is_dir() else 0
 
     first = start(*command)
     wait_for(lambda: epoch() >= 3)

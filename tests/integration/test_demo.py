@@ -12,7 +12,7 @@ import pytest
 def demo(out: Path, *options: str) -> "subprocess.CompletedProcess[str]":
     tiny = ("--cases", "5", "--epochs", "1", "--iterations", "2", "--device", "cpu")
     return subprocess.run(
-        [sys.executable, "-m", "nnunet_ext.cli", "demo", "--out", str(out), *tiny, *options],
+        [sys.executable, "-m", "nnunet_ext", "demo", "--out", str(out), *tiny, *options],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -24,24 +24,28 @@ def test_demo_makes_scores_and_picture_and_does_nothing_twice(tmp_path: Path) ->
     out = tmp_path / "demo"
     first = demo(out)
     assert first.returncode == 0, first.stdout + first.stderr
-    assert "$ nnUNetv2_train 999 3d_fullres_demo 0 -tr CateNormTrainer" in first.stdout
-    assert "epoch 1 of 1, pseudo Dice" in first.stdout
+    configuration = "3d_fullres_CateNormTrainer_seed0"
+    command = f"$ nnUNetv2_train Dataset999_Phantom {configuration} 0 -tr CateNormTrainer"
+    assert command in first.stdout
     table = (out / "summary.txt").read_text(encoding="utf-8")
     for part in ("3 test cases of Phantom", "organ", "lesion", "siteB, 1 case", "worst case"):
         assert part in table
         assert part in first.stdout
     assert (out / "demo.png").read_bytes().startswith(b"\x89PNG")
-    assert len(list((out / "predictions").glob("*.nii.gz"))) == 3
-    finished = json.loads((out / "demo.json").read_text())["finished"]
-    assert list(finished) == ["data", "convert", "preprocess", "train", "predict", "evaluate"]
+    model = f"CateNormTrainer__CompactPlans__{configuration}"
+    predictions = out / "nnUNet_results" / "Dataset999_Phantom" / model / "test"
+    assert len(list(predictions.glob("*.nii.gz"))) == 3
+    settings = json.loads((out / "benchmark.json").read_text())["settings"]
+    assert (settings["num_epochs"], settings["num_iterations_per_epoch"]) == (1, 2)
 
     again = demo(out)
     assert again.returncode == 0, again.stdout + again.stderr
-    assert again.stdout.count("done already") == 6
+    assert again.stdout.count("done already") == 2
     assert "$ nnUNetv2" not in again.stdout
     assert "siteB, 1 case" in again.stdout
 
-    other = demo(out, "--seed", "1")
-    assert other.returncode == 1
-    assert "seed 0, now 1" in other.stderr
-    assert "Traceback" not in other.stderr
+    for change, message in (("--seed", "another seed"), ("--epochs", '"num_epochs": 1')):
+        other = demo(out, change, "7")
+        assert other.returncode == 1
+        assert message in other.stderr
+        assert "Traceback" not in other.stderr

@@ -1,25 +1,18 @@
-"""Installs the package into fresh environments and asks nnU-Net for our classes there.
-
-The environments borrow nnU-Net and the other heavy dependencies from the running one through
-a path file. Python does not process the path files inside a borrowed folder, so whatever
-works here works because of what the installation of our package put in place.
-"""
+"""Installs the package into fresh environments and asks nnU-Net for our classes there."""
 
 import json
-import os
 import subprocess
 import sys
-import sysconfig
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
-from shutil import copytree, ignore_patterns
+from shutil import copytree
 from typing import Any
 from zipfile import ZipFile
 
 import pytest
 
-PROJECT = Path(__file__).parents[2]
+from tests.integration.conftest import Create, Environment
+
 STARTUP_FILES = {"nnunet_ext.pth", "nnunet_ext.start"}
 
 # Everything is looked up in one process per environment, because importing torch takes long.
@@ -69,80 +62,15 @@ if __name__ == "__main__":
 """
 
 
-@dataclass(frozen=True)
-class Environment:
-    """A virtual environment, and what to do in it."""
-
-    folder: Path
-    project: Path
-
-    @property
-    def python(self) -> str:
-        names = ("Scripts", "python.exe") if os.name == "nt" else ("bin", "python")
-        return str(self.folder.joinpath(*names))
-
-    @property
-    def site_packages(self) -> Path:
-        variables = {"base": str(self.folder), "platbase": str(self.folder)}
-        return Path(sysconfig.get_path("purelib", "venv", vars=variables))
-
-    def pip(self, *arguments: str) -> None:
-        command = [sys.executable, "-m", "pip", "--python", self.python, *arguments]
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
-
-    def run(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        """Run the interpreter of this environment, away from the checkout."""
-        hidden = ("NNUNET_EXT_AUTOLOAD", "nnUNet_extTrainer", "PYTHONPATH")
-        environment = {k: v for k, v in os.environ.items() if k not in hidden} | variables
-        return subprocess.run(
-            [self.python, *arguments],
-            check=True,
-            cwd=self.folder,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-
-    def look_up(self, names: Iterable[tuple[str, str, str]], **variables: str) -> dict[str, Any]:
-        """Look names up, each given as (here or worker, trainer or planner, name)."""
-        script = self.folder / "look_up.py"
-        script.write_text(LOOK_UP)
-        output = self.run(str(script), json.dumps(list(names)), **variables).stdout
-        results: dict[str, Any] = json.loads(output)
-        return results
-
-
-Create = Callable[..., Environment]
-
-
-@pytest.fixture(scope="session")
-def create(tmp_path_factory: pytest.TempPathFactory) -> Create:
-    """Make a fresh environment with our package from a copy of the project."""
-    pytest.importorskip("pip")
-
-    def create(*options: str, lend: Callable[[Path], None] | None = None) -> Environment:
-        folder = tmp_path_factory.mktemp("environment")
-        unneeded = ignore_patterns(".*", "__pycache__", "build", "dist", "*.egg-info", "tests")
-        project = copytree(PROJECT, folder / "project", ignore=unneeded)
-        environment = Environment(folder / "venv", project)
-        venv = [sys.executable, "-m", "venv", "--without-pip", str(environment.folder)]
-        subprocess.run(venv, check=True, capture_output=True, timeout=300)
-        if lend is not None:
-            lend(environment.site_packages)
-        borrowed = dict.fromkeys(sysconfig.get_path(lib) for lib in ("purelib", "platlib"))
-        (environment.site_packages / "lent.pth").write_text("\n".join(borrowed))
-        # --ignore-installed, for the lending environment may have our package as well
-        how = ["--no-deps", "--no-build-isolation", "--no-index", "--ignore-installed"]
-        environment.pip("install", *how, *options, str(project))
-        return environment
-
-    return create
-
-
-@pytest.fixture(scope="session")
-def wheel(create: Create) -> Environment:
-    return create()
+def look_up(
+    environment: Environment, names: Iterable[tuple[str, str, str]], **variables: str
+) -> dict[str, Any]:
+    """Look names up, each given as (here or worker, trainer or planner, name)."""
+    script = environment.folder / "look_up.py"
+    script.write_text(LOOK_UP)
+    output = environment.run(str(script), json.dumps(list(names)), **variables).stdout
+    results: dict[str, Any] = json.loads(output)
+    return results
 
 
 @pytest.fixture(scope="session")
@@ -159,7 +87,8 @@ def installed(request: pytest.FixtureRequest) -> Environment:
 @pytest.fixture(scope="session")
 def found(installed: Environment) -> dict[str, Any]:
     """What a plain installation finds, in this order."""
-    return installed.look_up(
+    return look_up(
+        installed,
         [
             ("worker", "trainer", "CateNormTrainer_5epochs"),
             ("here", "trainer", "CateNormTrainer"),
@@ -169,7 +98,7 @@ def found(installed: Environment) -> dict[str, Any]:
             ("here", "trainer", "CateNormTrainr"),
             ("here", "planner", "nnUNetPlannerResEncM"),
             ("here", "planner", "CateNormPlans"),
-        ]
+        ],
     )
 
 
@@ -183,7 +112,7 @@ class TestInstalled:
         assert found["CateNormTrainer_250epochs"] == "nnunet_ext.trainers.CateNormTrainer_250epochs"
 
     def test_nnunet_finds_our_planner(self, found: dict[str, Any]) -> None:
-        assert found["CateNormPlanner"] == "nnunet_ext.planners.catenorm.CateNormPlanner"
+        assert found["CateNormPlanner"] == "nnunet_ext.planners.base.CateNormPlanner"
 
     def test_spawned_worker_finds_our_trainer(self, found: dict[str, Any]) -> None:
         assert found["CateNormTrainer_5epochs"] == "nnunet_ext.trainers.CateNormTrainer_5epochs"
@@ -216,14 +145,14 @@ class TestOtherCircumstances:
         module += "class CateNormTrainer(nnUNetTrainer): pass\n"
         (tmp_path / "of_the_user.py").write_text(module)
         names = [("here", "trainer", "CateNormTrainer"), ("here", "trainer", "CateNormTrainr")]
-        found = wheel.look_up(names, nnUNet_extTrainer=str(tmp_path))
+        found = look_up(wheel, names, nnUNet_extTrainer=str(tmp_path))
         assert found["CateNormTrainer"] == "of_the_user.CateNormTrainer"
         assert found["CateNormTrainr"].startswith("UnknownNameError: ")
         assert "Did you mean CateNormTrainer" in found["CateNormTrainr"]
 
     def test_switch_leaves_nnunet_alone(self, wheel: Environment) -> None:
         names = [("here", "trainer", "CateNormTrainer"), ("here", "planner", "CateNormPlanner")]
-        found = wheel.look_up(names, NNUNET_EXT_AUTOLOAD="0")
+        found = look_up(wheel, names, NNUNET_EXT_AUTOLOAD="0")
         assert found["CateNormTrainer"].startswith("RuntimeError: Could not find requested")
         assert found["CateNormPlanner"].startswith("AttributeError: 'NoneType'")
 
@@ -236,7 +165,7 @@ class TestOtherCircumstances:
             (site_packages / "__editable__.nnunetv2.pth").write_text(str(tmp_path))
 
         names = [("here", "trainer", "CateNormTrainer"), ("here", "trainer", "nnUNetTrainer")]
-        found = create(lend=lend).look_up(names)
+        found = look_up(create(lend=lend), names)
         assert Path(found["nnunetv2"]).parent == source
         assert found["CateNormTrainer"] == "nnunet_ext.trainers.catenorm.CateNormTrainer"
         assert found["nnUNetTrainer"].startswith("nnunetv2.")
@@ -246,7 +175,7 @@ class TestOtherCircumstances:
     ) -> None:
         environment = create("--editable")
         package = environment.project / "nnunet_ext"
-        (package / "discovery.py").write_text("raise RuntimeError('broken')")
+        (package / "nnunet" / "discovery.py").write_text("raise RuntimeError('broken')")
         assert environment.run("-c", "pass").stderr == ""
         package.rename(environment.project / "moved")
         assert environment.run("-c", "pass").stderr == ""
@@ -269,5 +198,5 @@ def test_source_distribution_can_be_built_into_the_same_wheel(
     (built,) = tmp_path.glob("*.whl")  # build makes it from the source distribution
     assert set(ZipFile(built).namelist()) >= STARTUP_FILES | {
         "nnunet_ext/py.typed",
-        "nnunet_ext/discovery.py",
+        "nnunet_ext/nnunet/discovery.py",
     }

@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import json
 import re
 import shutil
 import socket
@@ -16,24 +15,17 @@ from typing import Any
 import pytest
 
 from nnunet_ext._common.errors import UserError
-from nnunet_ext.nnunet import decathlon
+from nnunet_ext.nnunet import commands, decathlon
 from tests.decathlon_server import NAME, Server, archive_of, make_task
-
-
-def edit_description(folder: Path, **changes: Any) -> None:
-    path = folder / "dataset.json"
-    described = {**json.loads(path.read_text()), **changes}
-    path.write_text(json.dumps({k: v for k, v in described.items() if v is not None}))
-
 
 # --------------------------------------------------------------------------------- task folders
 
 
 def test_good_folder_is_accepted_without_the_resource_files_of_macos(tmp_path: Path) -> None:
-    task = decathlon.check_task_folder(make_task(tmp_path))
-    assert (task.task_id, task.name) == (4, "Hippocampus")
-    assert task.training == tuple(f"case_{number:03d}" for number in range(5))
-    assert not task.has_test_labels
+    folder = make_task(tmp_path)
+    (folder / "labelsTr" / "._case_000.nii.gz").unlink()
+    assert decathlon.check_task_folder(folder) == folder
+    assert decathlon.dataset_name(folder.name) == "Dataset004_Hippocampus"
 
 
 def test_folder_that_is_no_task_is_told_everything_that_is_missing(tmp_path: Path) -> None:
@@ -64,50 +56,36 @@ def test_too_few_cases_are_refused(tmp_path: Path) -> None:
         decathlon.check_task_folder(make_task(tmp_path, cases=4))
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"modality": None}, 'no "modality"'),
-        ({"labels": {"background": 0, "organ": 1}}, '"labels" in dataset.json must be like'),
-        ({"labels": {"0": "background", "organ": "1"}}, "must be numbers"),
-        ({"numTraining": 7}, '"numTraining" in dataset.json is 7, but imagesTr holds 5'),
-    ],
-)
-def test_wrong_description_is_explained(
-    tmp_path: Path, changes: dict[str, Any], message: str
-) -> None:
-    folder = make_task(tmp_path)
-    edit_description(folder, **changes)
-    with pytest.raises(UserError, match=message):
-        decathlon.check_task_folder(folder)
-
-
-def test_broken_json_is_explained(tmp_path: Path) -> None:
-    folder = make_task(tmp_path)
-    (folder / "dataset.json").write_text("{")
-    with pytest.raises(UserError, match=r"dataset\.json is not valid JSON"):
-        decathlon.check_task_folder(folder)
-
-
 def test_parent_of_a_task_is_told_which_folder_was_meant(tmp_path: Path) -> None:
     folder = make_task(tmp_path)
     with pytest.raises(UserError, match=f"Perhaps you mean .*{folder.name}"):
         decathlon.check_task_folder(tmp_path)
 
 
-def test_raw_format_of_nnunet_is_recognised(tmp_path: Path) -> None:
-    folder = make_task(tmp_path, "Dataset004_Hippocampus")
-    edit_description(folder, channel_names={"0": "MRI"}, modality=None)
-    with pytest.raises(UserError, match="nnU-Net's own raw format"):
-        decathlon.check_task_folder(folder)
+def test_conversion_appears_when_it_is_complete_and_takes_test_labels_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw, task = tmp_path / "raw", make_task(tmp_path)
+    raw.mkdir()
+    monkeypatch.setenv("nnUNet_raw", str(raw))
+    (task / "labelsTs").mkdir()
+    (task / "labelsTs" / "test_001.nii.gz").touch()
+    calls: list[list[str]] = []
 
+    def convert(command: list[str], log: Path, variables: dict[str, str]) -> None:
+        calls.append(command)
+        Path(variables["nnUNet_raw"], "Dataset004_Hippocampus").mkdir()
+        if len(calls) == 1:
+            raise KeyboardInterrupt
 
-def test_test_labels_count_only_when_complete(tmp_path: Path) -> None:
-    folder = make_task(tmp_path)
-    (folder / "labelsTs").mkdir()
-    assert not decathlon.check_task_folder(folder).has_test_labels
-    (folder / "labelsTs" / "test_001.nii.gz").touch()
-    assert decathlon.check_task_folder(folder).has_test_labels
+    monkeypatch.setattr(commands, "run_command", convert)
+    with pytest.raises(KeyboardInterrupt):
+        decathlon.convert(task)
+    assert list(raw.iterdir()) == []
+    for _ in range(2):
+        assert decathlon.convert(task) == "Dataset004_Hippocampus"
+    assert [call[:3] for call in calls] == [["nnUNetv2_convert_MSD_dataset", "-i", str(task)]] * 2
+    assert (raw / "Dataset004_Hippocampus" / "labelsTs" / "test_001.nii.gz").exists()
 
 
 # ---------------------------------------------------------------------------------- the ten tasks
@@ -140,6 +118,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     for proxy in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(proxy, raising=False)
     running = Server(content)
+    monkeypatch.setenv("NNUNET_EXT_DECATHLON_URL", running.url)
     yield running
     running.stop()
 
@@ -147,9 +126,9 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 def test_download_is_verified_unpacked_and_tidied_up(server: Server, tmp_path: Path) -> None:
     seen: list[tuple[int, int | None]] = []
     target = decathlon.fetch_task(
-        NAME, tmp_path / "to", server.url, lambda done, total: seen.append((done, total))
+        NAME, tmp_path / "to", lambda done, total: seen.append((done, total))
     )
-    assert decathlon.check_task_folder(target).task_id == 4
+    assert decathlon.check_task_folder(target) == target
     assert [path.name for path in (tmp_path / "to").iterdir()] == [NAME]
     assert seen[-1] == (len(server.content), len(server.content))
     assert not list(target.rglob("._*"))
@@ -157,7 +136,7 @@ def test_download_is_verified_unpacked_and_tidied_up(server: Server, tmp_path: P
 
 def test_a_task_that_is_there_is_not_downloaded_again(server: Server, tmp_path: Path) -> None:
     for _ in range(2):
-        decathlon.fetch_task(NAME, tmp_path / "to", server.url)
+        decathlon.fetch_task(NAME, tmp_path / "to")
     assert len(server.ranges) == 1
 
 
@@ -174,17 +153,17 @@ def test_interrupted_download_goes_on_where_it_stopped(
     monkeypatch.setattr(decathlon, "CHUNK", 1024)
     server.break_after = 4096
     with pytest.raises(UserError, match=r"broke off.* 4096 bytes are here already.*Run again"):
-        decathlon.fetch_task(NAME, tmp_path / "to", server.url)
+        decathlon.fetch_task(NAME, tmp_path / "to")
     assert not (tmp_path / "to" / NAME).exists()
     server.break_after = None
-    assert decathlon.fetch_task(NAME, tmp_path / "to", server.url).is_dir()
+    assert decathlon.fetch_task(NAME, tmp_path / "to").is_dir()
     assert server.ranges == [None, "bytes=4096-"]
 
 
 def test_a_complete_partial_file_needs_no_more_bytes(server: Server, tmp_path: Path) -> None:
     (tmp_path / "to").mkdir()
     (tmp_path / "to" / f"{NAME}.tar.part").write_bytes(server.content)
-    assert decathlon.fetch_task(NAME, tmp_path / "to", server.url).is_dir()
+    assert decathlon.fetch_task(NAME, tmp_path / "to").is_dir()
 
 
 @pytest.mark.parametrize("step", ["_md5", "unpack"])
@@ -197,8 +176,8 @@ def test_an_interruption_after_the_last_byte_costs_no_byte(
     with monkeypatch.context() as interrupted:
         interrupted.setattr(decathlon, step, interrupt)
         with pytest.raises(KeyboardInterrupt):
-            decathlon.fetch_task(NAME, tmp_path / "to", server.url)
-    assert decathlon.fetch_task(NAME, tmp_path / "to", server.url).is_dir()
+            decathlon.fetch_task(NAME, tmp_path / "to")
+    assert decathlon.fetch_task(NAME, tmp_path / "to").is_dir()
     assert server.ranges == [None, f"bytes={len(server.content)}-"]
     assert [path.name for path in (tmp_path / "to").iterdir()] == [NAME]
 
@@ -206,16 +185,19 @@ def test_an_interruption_after_the_last_byte_costs_no_byte(
 def test_wrong_checksum_is_refused_and_nothing_is_left(server: Server, tmp_path: Path) -> None:
     server.content = server.content[:-1] + b"x"
     with pytest.raises(UserError, match=rf"{server.url}.*is not the archive of {NAME}.*MD5"):
-        decathlon.fetch_task(NAME, tmp_path / "to", server.url)
+        decathlon.fetch_task(NAME, tmp_path / "to")
     assert list((tmp_path / "to").iterdir()) == []
 
 
-def test_offline_tells_what_to_put_where(tmp_path: Path, server: Server) -> None:
+def test_offline_tells_what_to_put_where(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused
         url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        monkeypatch.setenv("NNUNET_EXT_DECATHLON_URL", url)
         with pytest.raises(UserError) as error:
-            decathlon.fetch_task(NAME, tmp_path / "to", url)
+            decathlon.fetch_task(NAME, tmp_path / "to")
     message = str(error.value)
     assert f"{url}/{NAME}.tar" in message
     assert str(tmp_path / "to" / f"{NAME}.tar") in message
@@ -224,14 +206,14 @@ def test_offline_tells_what_to_put_where(tmp_path: Path, server: Server) -> None
 
 def test_answer_of_the_server_is_shown(server: Server, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the server answers 404"):
-        decathlon.fetch_task("Task02_Heart", tmp_path / "to", server.url)
+        decathlon.fetch_task("Task02_Heart", tmp_path / "to")
 
 
 def test_archive_put_by_hand_is_used_and_kept(server: Server, tmp_path: Path) -> None:
     archive = tmp_path / "to" / f"{NAME}.tar"
     archive.parent.mkdir()
     archive.write_bytes(server.content)
-    assert decathlon.fetch_task(NAME, archive.parent, server.url).is_dir()
+    assert decathlon.fetch_task(NAME, archive.parent).is_dir()
     assert archive.exists()
     assert server.ranges == []
 
@@ -241,7 +223,7 @@ def test_wrong_archive_put_by_hand_is_refused(server: Server, tmp_path: Path) ->
     archive.parent.mkdir()
     archive.write_bytes(server.content[:1000])
     with pytest.raises(UserError, match=r"its MD5 is .* it should be"):
-        decathlon.fetch_task(NAME, archive.parent, server.url)
+        decathlon.fetch_task(NAME, archive.parent)
 
 
 def test_a_disk_too_small_for_archive_and_contents_is_refused_at_once(
@@ -250,9 +232,9 @@ def test_a_disk_too_small_for_archive_and_contents_is_refused_at_once(
     free = SimpleNamespace(free=2 * len(server.content) - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
     with pytest.raises(UserError, match=r"has .* kB left, but .* kB are needed.*--out"):
-        decathlon.fetch_task(NAME, tmp_path / "to", server.url)
+        decathlon.fetch_task(NAME, tmp_path / "to")
     free.free += 1
-    assert decathlon.fetch_task(NAME, tmp_path / "to", server.url).is_dir()
+    assert decathlon.fetch_task(NAME, tmp_path / "to").is_dir()
 
 
 def test_a_disk_that_fills_up_keeps_what_came_for_the_next_try(
@@ -265,9 +247,9 @@ def test_a_disk_that_fills_up_keeps_what_came_for_the_next_try(
             raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(UserError, match=r"The disk of .* is full.*run again to go on"):
-        decathlon.fetch_task(NAME, tmp_path / "to", server.url, fill)
+        decathlon.fetch_task(NAME, tmp_path / "to", fill)
     assert [path.name for path in (tmp_path / "to").iterdir()] == [f"{NAME}.tar.part"]
-    assert decathlon.fetch_task(NAME, tmp_path / "to", server.url).is_dir()
+    assert decathlon.fetch_task(NAME, tmp_path / "to").is_dir()
     assert server.ranges == [None, "bytes=4096-"]
 
 

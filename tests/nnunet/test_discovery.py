@@ -1,7 +1,9 @@
 """The start-up hook and the wrapped look-up, without torch and without installing anything."""
 
 import ast
+import inspect
 import os
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -15,10 +17,11 @@ from typing import Any
 import pytest
 
 import nnunet_ext
-from nnunet_ext import planners, trainers
+from nnunet_ext import planners, registry, trainers
 from nnunet_ext._common.errors import UnknownNameError, UserError
-from nnunet_ext.nnunet import discovery
-from nnunet_ext.nnunet.lookup import PACKAGES, TRAINERS, with_our_names
+from nnunet_ext.nnunet import discovery, lookup
+from nnunet_ext.nnunet.lookup import KINDS, TRAINERS, with_our_names
+from nnunet_ext.registry import Planner, Trainer
 
 PACKAGE = Path(nnunet_ext.__file__).parent
 STARTUP = Path(__file__).parents[2] / "startup"
@@ -145,16 +148,6 @@ class TestHook:
             """
         assert run(site, self.ACTIVATE + textwrap.dedent(code)) == "False\n[]"
 
-    def test_deactivating_gives_nnunet_its_own_function_back(self, site: Path) -> None:
-        code = """
-            from nnunetv2.utilities import find_objects
-            discovery.deactivate()
-            print(hasattr(find_objects.recursive_find_python_class, "__wrapped__"))
-            print(discovery.status())
-            """
-        said = run(site, self.ACTIVATE + textwrap.dedent(code))
-        assert said == "False\nnot active: deactivated"
-
     def test_still_waits_after_nnunet_was_only_looked_for(self, site: Path) -> None:
         code = """
             from importlib.util import find_spec
@@ -242,8 +235,14 @@ def find(nnunets: Nnunets, monkeypatch: pytest.MonkeyPatch) -> Iterator[Find]:
         module = ModuleType(f"{package.__name__}.stub")
         setattr(module, stub.__name__, stub)
         monkeypatch.setitem(sys.modules, module.__name__, module)
-        monkeypatch.setitem(package.MODULES, stub.__name__, "stub")
-    monkeypatch.setitem(trainers.MODULES, "BrokenTrainer", "no_such_module")
+    entries: list[Any] = [
+        Trainer("StubTrainer", "nnunet_ext.trainers.stub", "a test"),
+        Trainer("BrokenTrainer", "nnunet_ext.trainers.no_such_module", "a test"),
+    ]
+    for entry in entries:
+        monkeypatch.setitem(registry.TRAINERS, entry.name, entry)
+    planner = Planner("StubPlanner", "nnunet_ext.planners.stub", "StubPlans", "a test")
+    monkeypatch.setitem(registry.PLANNERS, planner.name, planner)
     twins = ModuleType("nnunet_ext.trainers.twins")
     setattr(twins, "twin", {"ExtensionTrainerStub": StubTrainer}.get)  # noqa: B010
     monkeypatch.setitem(sys.modules, twins.__name__, twins)
@@ -307,13 +306,6 @@ class TestNamesOfOurs:
     def test_are_ours_if_the_user_has_others(self, find: Find) -> None:
         assert find("folder", "StubTrainer", TRAINERS) is StubTrainer
 
-    @pytest.mark.usefixtures("user_folders")
-    def test_are_found_by_nnunet_before_2_8_which_knows_no_user_folders(self, find: Find) -> None:
-        def old(folder: str, class_name: str, current_module: str) -> None:
-            raise AssertionError("searched")
-
-        assert with_our_names(old)("folder", "StubTrainer", TRAINERS) is StubTrainer
-
     def test_error_in_our_code_is_shown_as_it_is(self, find: Find) -> None:
         with pytest.raises(ModuleNotFoundError, match="no_such_module"):
             find("folder", "BrokenTrainer", TRAINERS)
@@ -326,11 +318,11 @@ class TestNamesOfOurs:
         options = {"cleanup_imports_from_base_folder": True}
         assert find(user_folders[0], "ExtensionTrainerMine", None, **options) is str
 
-    @pytest.mark.parametrize("package", [trainers, planners])
-    def test_never_look_like_nnunets(self, package: ModuleType) -> None:
-        assert not [name for name in package.MODULES if name.lower().startswith("nnunet")]
+    def test_never_look_like_nnunets(self) -> None:
+        names = [name for ours in registry.OURS.values() for name in ours]
+        assert not [name for name in names if name.lower().startswith("nnunet")]
 
-    @pytest.mark.parametrize("root", PACKAGES)
+    @pytest.mark.parametrize("root", KINDS)
     def test_do_not_exist_in_nnunets_tree(self, root: str) -> None:
         spec = find_spec("nnunetv2")
         assert spec is not None
@@ -340,8 +332,95 @@ class TestNamesOfOurs:
         nodes = [node for tree in trees for node in ast.walk(tree)]
         classes = {node.name for node in nodes if isinstance(node, ast.ClassDef)}
         assert len(classes) > 5
-        assert not classes & set(trainers.MODULES | planners.MODULES)
-        assert not any(map(trainers.TWIN.fullmatch, classes))
+        assert not classes & {*registry.TRAINERS, *registry.PLANNERS}
+        assert not any(map(registry.TWIN.fullmatch, classes))
+
+
+THEIRS = """
+class Settable:
+    def __init__(self, plans, device="cuda"):
+        self.num_epochs = 1000
+
+class TheirTrainer(Settable):
+    pass
+
+class Reading(Settable):
+    epochs_from_name = None
+
+class TheirPlanner:
+    pass
+"""
+
+
+@pytest.fixture
+def theirs(install: Callable[..., None]) -> None:
+    names = ("TheirTrainer", "ExtensionTrainerTheirs", "StubTrainer", "nnUNetTrainer")
+    trainers = dict.fromkeys(names, "TheirTrainer") | {"Reading": "Reading"}
+    install("theirs", THEIRS, trainers=trainers, planners={"TheirPlanner": "TheirPlanner"})
+    install("broken", "1 / 0", trainers={"BrokenOfTheirs": "X"})
+
+
+@pytest.mark.usefixtures("theirs")
+class TestNamesOfOtherPackages:
+    @pytest.mark.parametrize("name", ["TheirTrainer", "ExtensionTrainerTheirs"])
+    def test_trainer_is_found_without_nnunets_search(
+        self, find: Find, nnunets: Nnunets, name: str
+    ) -> None:
+        found: Any = find("folder", name, TRAINERS)
+        assert (found.__module__, found.__name__) == ("theirs", "TheirTrainer")
+        assert nnunets.calls == []
+
+    def test_planner_is_found_and_only_as_a_planner(self, find: Find, nnunets: Nnunets) -> None:
+        found: Any = find("folder", "TheirPlanner", PLANNERS)
+        assert (found.__module__, found.__name__) == ("theirs", "TheirPlanner")
+        with pytest.raises(UnknownNameError):
+            find("folder", "TheirPlanner", TRAINERS)
+
+    def test_users_trainer_of_the_same_name_wins(
+        self, find: Find, nnunets: Nnunets, user_folders: tuple[str, str]
+    ) -> None:
+        nnunets.users[user_folders[1]] = str
+        assert find("folder", "TheirTrainer", TRAINERS) is str
+
+    def test_ours_wins(self, find: Find) -> None:
+        assert find("folder", "StubTrainer", TRAINERS) is StubTrainer
+
+    def test_nnunets_wins(self, find: Find, nnunets: Nnunets) -> None:
+        assert find("folder", "nnUNetTrainer", TRAINERS) is int
+
+    def test_nnunets_wins_with_a_length_that_it_does_not_have(self, find: Find) -> None:
+        with pytest.raises(UnknownNameError, match="called nnUNetTrainer_33epochs"):
+            find("folder", "nnUNetTrainer_33epochs", TRAINERS)
+
+    def test_word_in_nnunets_sources_that_is_no_trainer_hides_none(
+        self, find: Find, nnunets: Nnunets, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(lookup, "occurs_in_nnunet", lambda name: name == "TheirTrainer")
+        found: Any = find("folder", "TheirTrainer", TRAINERS)
+        assert found.__module__ == "theirs"
+        assert len(nnunets.calls) == 1  # nnU-Net was asked first
+
+    @pytest.mark.parametrize("base", ["TheirTrainer", "Reading"])
+    def test_trainer_with_a_length_trains_so_long_and_pickles(self, find: Find, base: str) -> None:
+        found: Any = find("folder", f"{base}_25epochs", TRAINERS)
+        assert found is find("folder", f"{base}_25epochs", TRAINERS)
+        assert found.__name__ == f"{base}_25epochs"
+        assert pickle.loads(pickle.dumps(found)) is found
+        assert str(inspect.signature(found)) == "(plans, device='cuda')"
+        made = found({})
+        assert 25 in (made.num_epochs, getattr(made, "epochs_from_name", None))
+        delattr(trainers, found.__name__)
+
+    def test_broken_one_is_named_with_its_package_and_hides_nothing(self, find: Find) -> None:
+        with pytest.raises(UserError, match=r"BrokenOfTheirs of broken .* ZeroDivisionError"):
+            find("folder", "BrokenOfTheirs", TRAINERS)
+        assert find("folder", "nnUNetTrainer", TRAINERS) is int
+        assert find("folder", "StubTrainer", TRAINERS) is StubTrainer
+        assert find("folder", "TheirTrainer", TRAINERS) is not None
+
+    def test_name_that_nobody_knows_gets_theirs_as_near_matches(self, find: Find) -> None:
+        with pytest.raises(UnknownNameError, match="Did you mean TheirTrainer_25epochs"):
+            find("folder", "ThierTrainer_25epochs", TRAINERS)
 
 
 class TestNamesOfNnunet:
@@ -369,7 +448,7 @@ class TestNamesOfNnunet:
             f"nnunet_ext.{name}"
             for name in (
                 *("_common", "_common.errors", "_common.near", "nnunet", "nnunet.discovery"),
-                *("nnunet.lookup", "planners", "trainers"),
+                *("nnunet.lookup", "registry"),
             )
         ]
 
@@ -425,7 +504,7 @@ class TestNamesThatNobodyKnows:
         with pytest.raises(UnknownNameError, match=r"nor in nnUNet_extTrainer .*StubTrainer"):
             find(user_folders[1], "StubTrainr", None, **options)
 
-    @pytest.mark.parametrize("root", [*PACKAGES, "nnunetv2.preprocessing"])
+    @pytest.mark.parametrize("root", [*KINDS, "nnunetv2.preprocessing"])
     def test_are_none_to_other_packages_as_ever(self, nnunets: Nnunets, root: str) -> None:
         assert with_our_names(nnunets)("folder", "NoSuchClass", root) is None
 

@@ -76,7 +76,7 @@ def test_cases_are_drawn_alike_unless_asked_otherwise(
     training, _ = loaders(
         make_world(dim=2, domains=tiny.TWO_SITES).trainer("ExtensionTrainer", settings)
     )
-    assert training.data_loader.sampling_probabilities is None
+    assert training.data_loader.indices == ["case_0", "case_1", "case_2"]
 
 
 def test_validation_cases_are_drawn_alike_in_any_case(make_world: MakeWorld) -> None:
@@ -84,7 +84,7 @@ def test_validation_cases_are_drawn_alike_in_any_case(make_world: MakeWorld) -> 
         "ExtensionTrainer", {"sampling": "domains"}
     )
     _, held_out = loaders(trainer)
-    assert held_out.data_loader.sampling_probabilities is None
+    assert held_out.data_loader.indices == ["case_3"]
 
 
 def test_a_twin_of_nnunets_trainers_draws_evenly_too(make_world: MakeWorld) -> None:
@@ -92,7 +92,7 @@ def test_a_twin_of_nnunets_trainers_draws_evenly_too(make_world: MakeWorld) -> N
         "ExtensionTrainerDA5", {"sampling": "domains"}
     )
     training, _ = loaders(trainer)
-    assert training.data_loader.sampling_probabilities.tolist() == [0.25, 0.25, 0.5]
+    assert training.data_loader.indices == ["case_0", "case_1", "case_2", "case_2"]
 
 
 def test_sampling_is_cases_or_domains(make_world: MakeWorld) -> None:
@@ -210,7 +210,7 @@ def test_sampling_by_domains_works_where_only_one_is_left_to_train_on(
 ) -> None:
     world = with_domains(make_world(dim=2), *ONE)
     training, _ = loaders(world.trainer("ExtensionTrainer", {"sampling": "domains"}))
-    assert training.data_loader.sampling_probabilities == pytest.approx([1 / 3] * 3)
+    assert training.data_loader.indices == ["case_0", "case_1", "case_2"]
 
 
 def test_domains_that_are_no_names_are_refused_and_leave_no_folder(make_world: MakeWorld) -> None:

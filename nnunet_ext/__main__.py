@@ -1,4 +1,4 @@
-"""Makes ``python -m nnunet_ext.cli`` the same as ``nnunet-ext``."""
+"""Makes ``python -m nnunet_ext`` the same as ``nnunet-ext``."""
 
 import sys
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from nnunet_ext._common.errors import UserError
-from nnunet_ext.cli.plans_file import PlansFile, open_plans
+from nnunet_ext.nnunet.plans import PlansFile, open_plans
 
 PLANS = {"configurations": {"2d": {"batch_size": 2}, "child": {"inherits_from": "2d"}}}
 

@@ -11,9 +11,8 @@ import pytest
 import torch
 
 from nnunet_ext._common.errors import UserError
-from nnunet_ext.benchmark import job
+from nnunet_ext.benchmark import cell as cells
 from nnunet_ext.benchmark.arms import Training
-from nnunet_ext.benchmark.job import Job
 from nnunet_ext.benchmark.layout import Cell, Layout, State
 from nnunet_ext.nnunet import commands
 
@@ -41,26 +40,26 @@ class FakeNnunet:
     def __call__(
         self,
         command: Sequence[str],
-        environment: Mapping[str, str],
         log: Path,
-        read_line: Callable[[str], None],
-        launcher: Sequence[str],
+        variables: Mapping[str, str],
+        device: str,
+        usage: Path,
     ) -> None:
         name = command[0].removeprefix("nnUNetv2_")
         self.calls.append(list(command))
-        self.environment = environment
-        usage = {"peak_memory_mib": 100.0 + len(self.calls), "memory_kind": "RAM"}
-        Path(launcher[-1]).write_text(json.dumps(usage))
-        getattr(self, name)(command, read_line)
+        self.environment = variables
+        used = {"peak_memory_mib": 100.0 + len(self.calls), "memory_kind": "RAM"}
+        usage.write_text(json.dumps(used))
+        getattr(self, name)(command, log)
 
-    def train(self, command: Sequence[str], read_line: Callable[[str], None]) -> None:
+    def train(self, command: Sequence[str], log: Path) -> None:
         _, dataset, configuration, fold, _, trainer, _, plans, *_ = command
         model = Path(self.environment["nnUNet_results"], dataset)
         folder = model / f"{trainer}__{plans}__{configuration}" / f"fold_{fold}"
         folder.mkdir(parents=True, exist_ok=True)
         for file in ("dataset.json", "dataset_fingerprint.json"):
             (folder.parent / file).write_text("{}")
-        read_line("2026-01-02 03:04:05.678901: Epoch 1 ")
+        log.write_text("2026-01-02 03:04:05.678901: Epoch 1 \n2026-01-02 03:04:06.7: more\n")
         if "train" in self.raise_in:
             (folder / "checkpoint_latest.pth").touch()
             raise self.raise_in["train"]
@@ -73,14 +72,14 @@ class FakeNnunet:
             torch.save(checkpoint, folder / "checkpoint_final.pth")
         write_summary(folder / "validation")
 
-    def predict(self, command: Sequence[str], read_line: Callable[[str], None]) -> None:
+    def predict(self, command: Sequence[str], log: Path) -> None:
         target = Path(command[command.index("-o") + 1])
         target.mkdir(parents=True, exist_ok=True)
         (target / "case_9.nii.gz").touch()
         if "predict" in self.raise_in:
             raise self.raise_in["predict"]
 
-    def evaluate_folder(self, command: Sequence[str], read_line: Callable[[str], None]) -> None:
+    def evaluate_folder(self, command: Sequence[str], log: Path) -> None:
         write_summary(Path(command[2]))
 
     @property
@@ -97,13 +96,13 @@ def write_summary(folder: Path) -> None:
 def nnunet(monkeypatch: pytest.MonkeyPatch) -> FakeNnunet:
     fake = FakeNnunet()
     monkeypatch.setattr(commands, "run_command", fake)
-    monkeypatch.setattr(job, "measure_evaluation", lambda *_: None)
-    monkeypatch.setattr(job, "circumstances", dict)
+    monkeypatch.setattr(cells, "measure_evaluation", lambda *_: None)
+    monkeypatch.setattr(cells, "circumstances", dict)
     return fake
 
 
 def run(layout: Layout, cell: Cell, **options: Any) -> str:
-    Job(layout, cell, "cpu", **options).run()
+    cells.work(layout.root, cell.name, "cpu", **options)
     return layout.state(cell).status
 
 
@@ -113,7 +112,7 @@ def test_a_finished_training_leaves_state_curves_and_usage(
     layout = make_layout()
     assert run(layout, STOCK) == "done"
     state = layout.state(STOCK)
-    assert (state.epoch, state.epochs) == (1, 2)
+    assert (state.epoch, state.epochs) == (2, 2)
     assert (state.peak_memory_mib, state.memory_kind) == (101.0, "RAM")
     assert state.commands == [
         "nnUNetv2_train Dataset777_Tiny tiny_base_stock_seed0 0 -tr nnUNetTrainer -p TinyPlans "
@@ -268,6 +267,13 @@ def test_a_cell_that_another_process_works_on_is_left_alone(
     with layout.cell_lock(STOCK):
         run(layout, STOCK)
     assert nnunet.calls == []
+
+
+def test_a_cell_that_there_is_not_is_named_with_those_that_there_are(
+    make_layout: Callable[..., Layout],
+) -> None:
+    with pytest.raises(UserError, match=r"no cell tiny_fold0; there are: tiny_base_stock_seed0_f"):
+        cells.work(make_layout().root, "tiny_fold0", "cpu")
 
 
 def test_a_cell_on_a_gpu_sees_only_that_one(

@@ -55,7 +55,11 @@ class PlansFile:
         return chain
 
     def resolve(self, name: str) -> Configuration:
-        """Return a configuration as nnU-Net sees it: each key from the nearest ancestor."""
+        """Return a configuration as nnU-Net sees it: each key from the nearest ancestor.
+
+        Raises:
+            UserError: As :meth:`inheritance`.
+        """
         resolved: Configuration = {}
         for ancestor in reversed(self.inheritance(name)):
             resolved |= self.configurations[ancestor]
