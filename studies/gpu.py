@@ -55,7 +55,7 @@ class Study:
         self.device = device
         self.on_gpu = device.type == "cuda"
         self.tiny = tiny
-        self.names = [STOCK, "CateNormTrainer"] if tiny else [STOCK, *trainers.MODULES]
+        self.names = [STOCK, "CateNormTrainer"] if tiny else [STOCK, *trainers.__all__]
         self.dims = [2] if tiny else [2, 3]
         self.taken = 1 if tiny else 10  # steps that are timed
 

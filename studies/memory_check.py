@@ -150,7 +150,7 @@ def write_tables(page: Path, plans: Path, configuration: str, dataset_json: Path
         return Training(trainer, content, configuration, described)
 
     resolved = planned(nnUNetTrainer).resolved
-    names = (nnUNetTrainer.__name__, *trainers.MODULES)
+    names = (nnUNetTrainer.__name__, *trainers.__all__)
     parts = []
     for title, training in (
         (f"`{configuration}` of {content['dataset_name']}", planned),
@@ -187,7 +187,7 @@ def main() -> None:
         described = arguments.dataset_json
         write_tables(arguments.page, arguments.plans, arguments.configuration, described)
         return
-    names = arguments.trainer or [nnUNetTrainer.__name__, *trainers.MODULES]
+    names = arguments.trainer or [nnUNetTrainer.__name__, *trainers.__all__]
     wanted = arguments.network or ["2D plain", "2D residual", "3D plain", "3D residual"]
     kinds = [(int(network[0]), network.endswith("residual")) for network in wanted]
     rows = []

@@ -52,8 +52,8 @@ def memory(
 
 def _training(dataset: str, configuration: str, plans: str, trainer: str) -> "Training":
     from nnunet_ext._common.files import read_object
-    from nnunet_ext.cli.plans_file import PlansFile, open_plans
     from nnunet_ext.nnunet.datasets import DATASET_JSON
+    from nnunet_ext.nnunet.plans import PlansFile, open_plans
 
     folder = Path(dataset)
     file = (

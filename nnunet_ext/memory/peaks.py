@@ -18,13 +18,16 @@ PREDICTION = "prediction"
 STEP_A = "Step A"
 
 
-def simulate(training: Training, on_gpu: bool = True, steps_only: bool = False) -> dict[str, Peak]:
+def simulate(
+    training: Training, on_gpu: bool = True, *, steps_only: bool = False, last_phase: bool = False
+) -> dict[str, Peak]:
     """Find out what a training and its prediction hold, without computing anything.
 
     Args:
         training: What to simulate.
         on_gpu: As on a GPU, with mixed precision; otherwise as on a CPU.
         steps_only: Look at the phases of training alone.
+        last_phase: Of them, at the last alone.
 
     Returns:
         Name of each phase, and :data:`STEP_A` and :data:`PREDICTION` -> peak.
@@ -40,7 +43,7 @@ def simulate(training: Training, on_gpu: bool = True, steps_only: bool = False) 
         with follower.counting_as(IMAGES):
             batch = random_batch(trainer)
         with torch.autocast("cpu", torch.bfloat16, enabled=on_gpu):
-            for phase, take in steps(trainer, batch):
+            for phase, take in steps(trainer, batch, last_phase):
                 peaks[phase] = follower.peak_of(take)
             if not steps_only:
                 peaks[PREDICTION] = _prediction(trainer, follower)

@@ -58,29 +58,35 @@ class Follower(TorchDispatchMode):
         super().__init__()
         self._storages: dict[int, tuple[str, int, Any]] = {}  # kind, bytes, reference
         self._held = dict.fromkeys(KINDS, 0)
+        self.held = 0
+        """Bytes held at this moment."""
         self._kind: str | None = None
+        self._in_update = False  # of an optimiser
         self._hooks = ExitStack()
         self.start()
 
     def start(self) -> None:
-        """Forget the peak so far."""
-        self.peak = Peak(dict(self._held))
-        self._most = self.peak.total
+        """Forget the peaks so far."""
+        self._peaks = {False: Peak(dict(self._held)), True: Peak({})}  # by _in_update
+        self._most = {False: self.held - self._held[OPTIMISER], True: 0}
+
+    @property
+    def peak(self) -> Peak:
+        """What was held when most was held, since the start."""
+        return max(self._peaks.values(), key=lambda peak: peak.total)
 
     def peak_of(self, step: Callable[[], Any]) -> Peak:
         """The peak of a step that is taken again and again."""
-        state = self._held[OPTIMISER]
         self.start()
         step()
-        if self._held[OPTIMISER] > state:  # which all steps but the first begin with
+        # all steps but the first begin with what the optimiser keeps
+        state = self._held[OPTIMISER]
+        usual = Peak({**self._peaks[False].parts, OPTIMISER: state})
+        if usual.total < self._peaks[True].total + state:
             self.start()
             step()
-        return self.peak
-
-    @property
-    def held(self) -> int:
-        """Bytes held at this moment."""
-        return sum(self._held.values())
+            return self.peak
+        return usual
 
     @contextmanager
     def counting_as(self, kind: str) -> Iterator[None]:
@@ -109,8 +115,11 @@ class Follower(TorchDispatchMode):
             parameter.register_post_accumulate_grad_hook(lambda p: self.is_now(GRADIENTS, p.grad))
 
     def __enter__(self) -> "Follower":
-        hook = register_optimizer_step_post_hook(self._note_state)
-        self._hooks.callback(hook.remove)
+        for register, note in (
+            (register_optimizer_step_pre_hook, self._begin_update),
+            (register_optimizer_step_post_hook, self._end_update),
+        ):
+            self._hooks.callback(register(note).remove)
         super().__enter__()
         return self
 
@@ -118,13 +127,17 @@ class Follower(TorchDispatchMode):
         super().__exit__(*details)
         self._hooks.close()
 
-    def _note_state(self, optimizer: Optimizer, *_: Any) -> None:
+    def _begin_update(self, *_: Any) -> None:
+        self._in_update = True
+
+    def _end_update(self, optimizer: Optimizer, *_: Any) -> None:
+        self._in_update = False
         self.is_now(OPTIMISER, [list(state.values()) for state in optimizer.state.values()])
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation and look at what it returns."""
         result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
+        for tensor in [result] if isinstance(result, Tensor) else tree_leaves(result):
             if isinstance(tensor, Tensor):
                 self._follow(tensor)
         return result
@@ -139,13 +152,16 @@ class Follower(TorchDispatchMode):
         size = storage.nbytes()
         self._storages[key] = kind, size, weakref.ref(storage, lambda _: self._forget(key))
         self._held[kind] += size
-        if self.held > self._most:
-            self._most = self.held
-            self.peak = Peak(dict(self._held))
+        self.held += size
+        # optimisers make what they keep in the first step, so it is left out of the comparison
+        if self.held - self._held[OPTIMISER] > self._most[self._in_update]:
+            self._most[self._in_update] = self.held - self._held[OPTIMISER]
+            self._peaks[self._in_update] = Peak(dict(self._held))
 
     def _forget(self, key: int) -> None:
         kind, size, _ = self._storages.pop(key)
         self._held[kind] -= size
+        self.held -= size
 
 
 # fmt: off

@@ -39,7 +39,7 @@ def followed(real: Training) -> dict[str, int]:
     return peaks
 
 
-@pytest.mark.parametrize("trainer", ["nnUNetTrainer", *trainers.MODULES])
+@pytest.mark.parametrize("trainer", ["nnUNetTrainer", *trainers.__all__])
 def test_a_simulated_step_holds_what_a_real_one_holds(trainer: str) -> None:
     made = training(trainer, domains=tiny.TWO_SITES)
     simulated = simulate(made, on_gpu=False, steps_only=True)
