@@ -21,7 +21,6 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from nnunet_ext.benchmark.results import CLEAN, TEST
-from nnunet_ext.evaluation.statistics import unit_values
 from studies import record
 
 METRICS = {"Dice": "dice", "ASSD": "assd"}
@@ -35,7 +34,11 @@ def values(folder: Path, metric: str, cases: str) -> pd.DataFrame:
     chosen = scores[(scores["evaluation"] == own) & scores["case"].str.fullmatch(cases)]
     if chosen.empty:
         raise SystemExit(f"No case of {folder} matches {cases!r}.")
-    table = unit_values(chosen, metric).pivot(index="unit", columns="arm", values="value")
+    keys = ["arm", "subject", "case", "seed", "fold"]
+    while len(keys) > 1:  # labels are averaged first, then trainings, then cases
+        chosen = chosen.groupby(keys, as_index=False)[metric].mean()
+        keys.pop()
+    table = chosen.pivot(index="subject", columns="arm", values=metric)
     arms = json.loads((folder / "benchmark.json").read_text())["arms"]
     return table[[arm for arm in arms if arm in table]]
 

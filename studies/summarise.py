@@ -11,12 +11,14 @@ from typing import Any
 
 import pandas as pd
 
-from nnunet_ext.evaluation.statistics import compare, unit_values
+from nnunet_ext.evaluation.statistics import Difference, difference
 
 RESULTS = Path(__file__).parent / "records"
 EXPERIMENTS_PAGE = Path(__file__).parents[1] / "docs" / "experiments.md"
 METRICS = {"dice": 3, "nsd": 3, "hd95": 1}
 """Shown metrics and their digits."""
+MARGIN = 0.005
+"""Differences of Dice within it do not matter."""
 INTRODUCTION = """# Records
 
 Written by `studies/summarise.py` from the records in this folder; do not edit. The folders hold
@@ -36,8 +38,9 @@ folds, seeds and, unless an arm's name says otherwise, epochs; CateNorm takes ha
 optimisation steps again in them. Networks and budgets are small enough for a CPU: differences
 between arms are what to look at, not the scores. For the same reason all arms learn with Adam
 (`optimizer=adam`, rate 0.001) and predict without mirroring; nnU-Net's defaults, and ours, are SGD
-and mirroring. Intervals (95 %) and p (Wilcoxon, Holm) are over subjects, scores averaged over
-labels and seeds. What a result means for a method stands on the method's page.
+and mirroring. 95 % intervals and verdicts are over [subjects and trainings](statistics.md), scores
+averaged over labels; after "undecided" stands how many more trainings would decide. What a result
+means for a method stands on the method's page.
 """
 
 
@@ -105,18 +108,35 @@ def experiment(folder: Path) -> str:
     groups = scores.groupby(["configuration", "evaluation", domains])
     for (configuration, evaluation, which), rows in groups:
         held_out = rows["subject"].nunique(), rows["case"].nunique(), rows["seed"].nunique()
-        means = {m: unit_values(rows, m).groupby("arm")["value"].mean() for m in METRICS}
-        compared = compare(unit_values(rows, "dice"), full).set_index("arm")
+        keys = ["arm", "subject", "case", "seed", "fold"]
+        values = rows.groupby(keys, as_index=False, dropna=False)[[*METRICS]].mean()
+        means = values.groupby(["arm", "subject"])[[*METRICS]].mean().groupby("arm").mean()
+        values["training"] = values["seed"].astype(str) + ", " + values["fold"]
+        dice = values.rename(columns={"dice": "value"})
+        arms = set(dice["arm"])
+        margin = benchmark.get("margin", MARGIN)
         table_rows = [
             [
                 name,
                 *(_number(means[m].get(name, math.nan), digits) for m, digits in METRICS.items()),
-                *(_difference(compared.loc[name]) if name in compared.index else ("", "")),
+                *(
+                    _difference(difference(dice, full, name, margin=margin))
+                    if {name, full} <= arms and name != full
+                    else ("", "")
+                ),
                 _number(cost.get((configuration, name), math.nan), 1),
             ]
             for name in benchmark["arms"]
         ]
-        header = ["arm", "Dice", "NSD", "HD95", f"Dice of {full} minus this", "p", "s per epoch"]
+        header = [
+            "arm",
+            "Dice",
+            "NSD",
+            "HD95",
+            f"Dice of {full} minus this",
+            f"{full} is",
+            "s per epoch",
+        ]
         parts.append(
             f"{configuration}, {evaluation}{which}: {held_out[0]} subjects ({held_out[1]} cases), "
             f"{held_out[2]} seeds.\n\n{table(header, table_rows)}"
@@ -131,12 +151,10 @@ def _number(value: float, digits: int) -> str:
     return "" if math.isnan(value) else f"{value:.{digits}f}"
 
 
-def _difference(row: Any) -> tuple[str, str]:
-    # compare() gives the other arm minus the baseline; the full method is what matters here
-    values = (0.0 - row[key] for key in ("difference", "high", "low"))  # no -0.0
-    text = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*values)
-    p = row["p_holm"]
-    return text, "< 0.001" if p < 1e-3 else f"{p:.3f}"
+def _difference(found: Difference) -> tuple[str, str]:
+    text = f"{found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+    more = f" (+{found.further_trainings})" if found.further_trainings else ""
+    return text, found.verdict + more
 
 
 def named_rows(record: dict[str, Any]) -> str:

@@ -1,13 +1,19 @@
 """The numbers of a report: what its tables and plots show and its files hold."""
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from nnunet_ext.benchmark.results import CLEAN, SEEN, TEST, UNSEEN, Results
-from nnunet_ext.evaluation.statistics import compare, rank, unit_values
+from nnunet_ext.evaluation.statistics import difference, holm, mean_interval, ranks
+
+LEVEL = 0.05
+"""Adjusted p-values from here on leave a comparison undecided."""
 
 
 @dataclass(frozen=True)
@@ -18,33 +24,56 @@ class Metric:
         key: Its column in the scores.
         name: As it is shown.
         decimals: How many are shown.
-        better: "↑" if higher is better, else "↓".
+        higher: Whether higher is better.
+        bounds: Range of its values.
     """
 
     key: str
     name: str
     decimals: int
-    better: str
+    higher: bool
+    bounds: tuple[float, float]
 
     def head(self, unit: str) -> str:
         """Name of its column."""
-        measured = f" ({unit})" if unit and self.better == "↓" else ""
-        return f"{self.name}{measured} {self.better}"
-
-    def tone(self, low: float, high: float) -> str:
-        """Whether an interval of differences says better or worse than the baseline, or neither."""
-        if not (low > 0 or high < 0):
-            return ""
-        return "better" if (low > 0) == (self.better == "↑") else "worse"
+        measured = f" ({unit})" if unit and not self.higher else ""
+        return f"{self.name}{measured} {'↑' if self.higher else '↓'}"
 
 
-DICE = Metric("dice", "Dice", 3, "↑")
+DICE = Metric("dice", "Dice", 3, True, (0, 1))
 METRICS = (
     DICE,
-    Metric("nsd", "NSD", 3, "↑"),
-    Metric("hd95", "HD95", 2, "↓"),
-    Metric("assd", "ASSD", 2, "↓"),
+    Metric("nsd", "NSD", 3, True, (0, 1)),
+    Metric("hd95", "HD95", 2, False, (0, math.inf)),
+    Metric("assd", "ASSD", 2, False, (0, math.inf)),
 )
+METRIC = {metric.key: metric for metric in METRICS}
+
+
+def samples(scores: pd.DataFrame, metric: str, unit: str = "subject") -> pd.DataFrame:
+    """Average one metric until each subject counts once per arm and training.
+
+    The mean is taken over the labels of a prediction, then over the cases of a subject. NaNs are
+    skipped at each step: a metric is NaN only where neither truth nor prediction has a label.
+    Arms can differ in that only if the truth lacks it: an arm that rightly stays silent gets no
+    value for the label, one with a false positive gets the worst. If the case has no other label,
+    however, it drops out of the silent arm, and with it out of the comparison: false positives on
+    empty cases have to be counted by themselves (``Measures.empty``).
+
+    Args:
+        scores: Scores of one configuration and evaluation; a column dataset is kept.
+        metric: Column to average.
+        unit: Column that names the subjects, ``"subject"`` or ``"case"``.
+
+    Returns:
+        Columns arm, subject, training (fold and seed), fold, seed, value; no NaN.
+    """
+    keys = ["dataset"] * ("dataset" in scores) + ["arm", unit, "seed", "fold"]
+    cases = list(dict.fromkeys([*keys, "case"]))
+    values = scores.groupby(cases, sort=False)[metric].mean().dropna()
+    values = values.groupby(keys, sort=False).mean().reset_index(name="value")
+    values["training"] = "seed " + values["seed"].astype(str) + ", fold " + values["fold"]
+    return values.rename(columns={unit: "subject"})
 
 
 def unit_name(scores: pd.DataFrame) -> str:
@@ -52,206 +81,195 @@ def unit_name(scores: pd.DataFrame) -> str:
     return "case" if scores["subject"].equals(scores["case"]) else "subject"
 
 
+KEYS = ["configuration", "evaluation", "scope", "name", "metric", "arm"]
+COLUMNS = [*KEYS, "subjects", "most", "cases", "trainings", "mean", "mean_low", "mean_high"]
+COLUMNS += [
+    "against",
+    "pairs",
+    "arm_mean",
+    "baseline_mean",
+    "difference",
+    "low",
+    "high",
+    "df",
+    "p",
+    "p_holm",
+]
+COLUMNS += ["verdict", "further_trainings"]
+
+
 @dataclass(frozen=True)
 class Analysis:
-    """All numbers that a report derives from the scores.
+    """All numbers that a report derives from the results of one data set.
 
     Attributes:
-        comparison: One row per configuration, evaluation, scope, name, metric and arm: units and
-            cases (with a value), mean, and, if there is something to compare with: against (the
-            baseline, or "clean" for the change that a degradation makes), pairs, baseline_mean
-            and arm_mean (over the pairs), difference, low, high, and for whole evaluations p and
-            p_holm. Scope is what the scores were restricted to: "all", "label", "seen", "domain",
-            "seed" (name says which). Under "change" stands each arm under a degradation against
-            itself without.
-        ranking: One row per configuration, evaluation, metric and arm: units, mean, rank,
-            rank_low, rank_high, first.
-        cost: One row per configuration and arm: trainings, done, epochs, seconds_per_epoch
-            (median over trainings, with fastest and slowest), seconds (median of a training),
-            total_seconds, peak_memory_mib (largest), memory_kind, and times_epoch, times_seconds
-            and times_memory relative to the baseline.
+        results: What was measured.
     """
 
-    comparison: pd.DataFrame
-    ranking: pd.DataFrame
-    cost: pd.DataFrame
+    results: Results
+
+    @cached_property
+    def comparison(self) -> pd.DataFrame:
+        """One row per configuration, evaluation, scope, name, metric and arm.
+
+        Means with their interval, and, if there is something to compare with (``against``: the
+        baseline, or "clean" for the change that a degradation makes), the columns of
+        :class:`~nnunet_ext.evaluation.statistics.Difference`, ``pairs`` (subjects of both arms)
+        and, for whole evaluations, ``p_holm``. Scope is what the scores were restricted to:
+        "all", "label", "seen", "domain" (name says which). Under "change" stands each arm under a
+        degradation against itself without.
+        """
+        rows: list[dict[str, Any]] = []
+        for configuration in self.results.configurations():
+            for evaluation in self.results.evaluations(configuration):
+                place = {"configuration": configuration, "evaluation": evaluation}
+                scores = self.results.of(configuration, evaluation)
+                for metric in METRICS:
+                    for scope, name, part in self._parts(scores, evaluation):
+                        found = self._compared(part, metric, tested=scope == "all")
+                        rows += [place | {"scope": scope, "name": name} | row for row in found]
+                    if evaluation not in (CLEAN, TEST):
+                        clean = self.results.of(configuration, CLEAN)
+                        about = place | {"scope": "change", "name": evaluation}
+                        rows += [about | row for row in self._changed(clean, scores, metric)]
+        return pd.DataFrame(rows, columns=COLUMNS)
+
+    @cached_property
+    def ranking(self) -> pd.DataFrame:
+        """Ranks of the arms in every configuration, main evaluation and metric."""
+        frames = []
+        for configuration in self.results.configurations():
+            for evaluation in self.results.main(configuration):
+                scores = self.results.of(configuration, evaluation)
+                place = {"configuration": configuration, "evaluation": evaluation}
+                for metric in METRICS:
+                    values = samples(scores, metric.key)
+                    if values["arm"].nunique() > 1:
+                        ranked = ranks(values, higher_is_better=metric.higher)
+                        frames.append(ranked.assign(**place, metric=metric.key))
+        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=KEYS)
 
     def rows(self, configuration: str, evaluation: str, scope: str) -> pd.DataFrame:
         """Rows of the comparison."""
         frame = self.comparison
-        return frame[
-            (frame["configuration"] == configuration)
-            & (frame["evaluation"] == evaluation)
-            & (frame["scope"] == scope)
-        ]
+        place = (frame["configuration"] == configuration) & (frame["evaluation"] == evaluation)
+        return frame[place & (frame["scope"] == scope)]
 
-    def seed_means(self, configuration: str, evaluation: str) -> pd.DataFrame:
-        """Mean Dice by arm (rows) and seed (columns), NaN for a seed that lacks cases."""
-        frame = self.rows(configuration, evaluation, "seed")
-        frame = frame[(frame["metric"] == DICE.key) & (frame["cases"] == frame["cases"].max())]
-        return frame.pivot(index="arm", columns="name", values="mean").astype(float)
+    def seed_means(self, configuration: str, evaluation: str) -> tuple[pd.DataFrame, int]:
+        """Mean Dice by arm (rows) and seed, NaN for a seed that lacks cases; number of cases."""
+        scores = self.results.of(configuration, evaluation).dropna(subset=DICE.key)
+        cases = scores.groupby(["arm", "seed"])["case"].nunique()
+        values = samples(scores, DICE.key).groupby(["arm", "seed", "subject"])["value"].mean()
+        means = values.groupby(["arm", "seed"]).mean()[cases == cases.max()].unstack("seed")
+        return means.reindex(self.results.arms), int(cases.max())
 
+    def _parts(
+        self, scores: pd.DataFrame, evaluation: str
+    ) -> Iterator[tuple[str, str, pd.DataFrame]]:
+        """The scores, and the parts of them that are looked at one by one."""
+        yield "all", "", scores
+        if evaluation not in (CLEAN, TEST):
+            return
+        unseen = scores["seen"].map(lambda seen: f" ({UNSEEN})" * (seen == UNSEEN))
+        names = self.results.label_names()
+        label = scores["label"].map(lambda key: names.get(key, key))
+        scores = scores.assign(domain=scores["domain"] + unseen, label=label)
+        columns = {
+            "label": list(dict.fromkeys([*names.values(), *scores["label"]])),
+            "seen": [name for name in (UNSEEN, SEEN) if name in set(scores["seen"])],
+            "domain": sorted(set(scores["domain"]) - {""}),
+        }
+        for column, values in columns.items():
+            for value in values if len(values) > 1 else ():
+                part = scores[scores[column] == value]
+                if len(part):
+                    yield column, value, part
 
-KEYS = ["configuration", "evaluation", "scope", "name", "metric", "arm"]
-COMPARED = ["pairs", "baseline_mean", "arm_mean", "difference", "low", "high", "p", "p_holm"]
+    def _compared(
+        self, scores: pd.DataFrame, metric: Metric, tested: bool
+    ) -> Iterator[dict[str, Any]]:
+        """Mean of every arm, and its difference to the baseline where both have values."""
+        values = samples(scores, metric.key)
+        cases = scores.dropna(subset=metric.key).groupby("arm")["case"].nunique()
+        baseline, arms = self.results.baseline, set(values["arm"])
+        rows = []
+        for arm in (arm for arm in self.results.arms if arm in arms):
+            row = self._mean(values, arm, metric) | {"cases": cases[arm]}
+            if arm != baseline and baseline in arms:
+                paired = self.results.paired(arm, baseline)
+                row |= self._difference(values, arm, baseline, metric, paired)
+            rows.append(row)
+        most = max((row["subjects"] for row in rows), default=0)
+        p = np.array([row.get("p") if tested else None for row in rows], float)
+        for row, adjusted in zip(rows, holm(p), strict=True):
+            if adjusted >= LEVEL and row["verdict"] in ("better", "worse"):
+                row["verdict"] = "undecided"
+            yield row | {"most": most, "p_holm": adjusted}
 
-
-def analyse(results: Results) -> Analysis:
-    """Compute all numbers of a report; configurations and evaluations are never pooled."""
-    comparisons, rankings = [], []
-    for configuration in results.configurations():
-        scores = results.scores[results.scores["configuration"] == configuration]
-        for evaluation in results.evaluations(configuration):
-            rows = scores[scores["evaluation"] == evaluation]
-            clean = scores[scores["evaluation"] == CLEAN]
-            place = {"configuration": configuration, "evaluation": evaluation}
-            for metric in METRICS:
-                for scope, name, part in _parts(rows, results):
-                    baseline = None if scope == "seed" else results.baseline
-                    compared = _compared(part, metric.key, baseline)
-                    if scope != "all" or evaluation not in (CLEAN, TEST):
-                        compared = compared.drop(columns=["p", "p_holm"], errors="ignore")
-                    comparisons.append(
-                        compared.assign(**place, scope=scope, name=name, metric=metric.key)
-                    )
-                if evaluation not in (CLEAN, TEST):
-                    changed = _changed(clean, rows, metric.key)
-                    comparisons.append(
-                        changed.assign(**place, scope="change", name=evaluation, metric=metric.key)
-                    )
-                else:
-                    ranked = _ranked(rows, metric)
-                    rankings.append(ranked.assign(**place, metric=metric.key))
-    return Analysis(
-        _joined(comparisons, [*KEYS, "units", "cases", "mean", "against", *COMPARED], results),
-        _joined(
-            rankings,
-            [*KEYS[:2], *KEYS[4:], "units", "mean", "rank", "rank_low", "rank_high", "first"],
-            None,
-        ),
-        _cost(results),
-    )
-
-
-def _parts(scores: pd.DataFrame, results: Results) -> Iterator[tuple[str, str, pd.DataFrame]]:
-    """The scores, and the parts of them that are looked at one by one."""
-    yield "all", "", scores
-    if scores["evaluation"].iloc[0] not in (CLEAN, TEST):
-        return
-    unseen = scores["seen"].map({UNSEEN: f" ({UNSEEN})"}).fillna("")
-    scores = scores.assign(domain=scores["domain"] + unseen)
-    labels = [*results.labels, *scores["label"].unique()]
-    columns = {
-        "label": list(dict.fromkeys(labels)),
-        "seen": [name for name in (UNSEEN, SEEN) if name in set(scores["seen"])],
-        "domain": sorted(set(scores["domain"]) - {""}),
-        "seed": sorted(set(scores["seed"])),
-    }
-    for column, values in columns.items():
-        for value in values:
-            part = scores[scores[column] == value]
-            if len(part) and (len(values) > 1 or column == "seed"):
-                yield column, str(value), part
-
-
-def _values(scores: pd.DataFrame, metric: str) -> pd.DataFrame:
-    return unit_values(scores, metric).dropna(subset="value")
-
-
-def _compared(scores: pd.DataFrame, metric: str, baseline: str | None) -> pd.DataFrame:
-    """Mean of every arm, and its difference to the baseline where both have values."""
-    values = _values(scores, metric)
-    groups = values.groupby("arm", sort=False)["value"]
-    means = groups.agg(units="size", mean="mean").reset_index()
-    scored = scores.dropna(subset=metric).groupby("arm")["case"].nunique()
-    means["cases"] = means["arm"].map(scored)
-    if baseline is None or baseline not in set(means["arm"]):
-        return means
-    pairs = compare(values, baseline).rename(columns={"units": "pairs"}).assign(against=baseline)
-    return means.merge(pairs, on="arm", how="left")
-
-
-def _changed(clean: pd.DataFrame, degraded: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """What a degradation changes, for every arm."""
-    frames = []
-    for arm in degraded["arm"].unique():
-        before = _values(clean[clean["arm"] == arm], metric).assign(arm="")
-        after = _values(degraded[degraded["arm"] == arm], metric)
-        if len(before) and len(after):
-            pairs = compare(pd.concat([before, after]), "").rename(columns={"units": "pairs"})
-            scored = degraded[degraded["arm"] == arm].dropna(subset=metric)
-            means = {"units": len(after), "cases": scored["case"].nunique()}
-            means |= {"mean": after["value"].mean(), "against": CLEAN}
-            frames.append(pairs.assign(**means).drop(columns=["p", "p_holm"]))
-    return pd.concat(frames) if frames else pd.DataFrame(columns=["arm"])
-
-
-def _ranked(scores: pd.DataFrame, metric: Metric) -> pd.DataFrame:
-    values = _values(scores, metric.key)
-    counts = values["unit"].value_counts()
-    arms = values["arm"].nunique()
-    if arms < 2:
-        return pd.DataFrame(columns=["arm"])
-    common = int((counts == arms).sum())
-    return rank(values, metric.better == "↑").assign(units=common)
-
-
-def _joined(
-    frames: Sequence[pd.DataFrame], columns: Sequence[str], results: Results | None
-) -> pd.DataFrame:
-    """One frame; within a group of rows the arms stand in their order of display."""
-    filled = [frame for frame in frames if len(frame)]
-    if not filled:
-        return pd.DataFrame(columns=columns)
-    frame = pd.concat(filled, ignore_index=True).reindex(columns=columns)
-    if results is None:
-        return frame
-    order = {arm: i for i, arm in enumerate(results.arms)}
-    frame["order"] = frame["arm"].map(order)
-    keys = [key for key in KEYS if key != "arm"]
-    frame["group"] = frame.groupby(keys, sort=False).ngroup()
-    return frame.sort_values(["group", "order"], kind="stable").drop(columns=["group", "order"])
-
-
-def _cost(results: Results) -> pd.DataFrame:
-    """What the trainings took."""
-    cells = results.trainings()
-    rows = []
-    for configuration in results.configurations():
-        for arm in results.arms:
-            asked = cells[(cells["configuration"] == configuration) & (cells["arm"] == arm)]
-            if asked.empty:
-                continue
-            done = asked[asked["status"] == "done"]
-            epoch = done["seconds_per_epoch"].astype(float)
-            memory = done.dropna(subset="peak_memory_mib")
-            kinds = [str(kind) for kind in memory["memory_kind"].unique()]
-            rows.append(
-                {
-                    "configuration": configuration,
-                    "arm": arm,
-                    "trainings": len(asked),
-                    "done": len(done),
-                    "epochs": done["epochs"].astype(float).median(),
-                    "seconds_per_epoch": epoch.median(),
-                    "fastest": epoch.min(),
-                    "slowest": epoch.max(),
-                    "seconds": done["seconds"].astype(float).median(),
-                    "total_seconds": done["seconds"].astype(float).sum() if len(done) else math.nan,
-                    "peak_memory_mib": memory["peak_memory_mib"].astype(float).max(),
-                    "memory_kind": " and ".join(kinds),
-                }
+    def _changed(
+        self, clean: pd.DataFrame, degraded: pd.DataFrame, metric: Metric
+    ) -> Iterator[dict[str, Any]]:
+        """What a degradation changes, for every arm."""
+        for arm in self.results.arms:
+            parts = {CLEAN: clean, arm: degraded}
+            values = pd.concat(
+                samples(part[part["arm"] == arm], metric.key).assign(arm=name)
+                for name, part in parts.items()
             )
-    cost = pd.DataFrame(rows)
-    if cost.empty:
+            if values["arm"].nunique() == len(parts):
+                row = self._mean(values, arm, metric)
+                yield row | self._difference(values, arm, CLEAN, metric, paired=True)
+
+    def _mean(self, values: pd.DataFrame, arm: str, metric: Metric) -> dict[str, Any]:
+        mine = values[values["arm"] == arm]
+        mean = mean_interval(mine, metric.bounds)
+        return {
+            "arm": arm,
+            "metric": metric.key,
+            "subjects": mine["subject"].nunique(),
+            "trainings": mine["training"].nunique(),
+            "mean": mean.mean,
+            "mean_low": mean.low,
+            "mean_high": mean.high,
+        }
+
+    def _difference(
+        self, values: pd.DataFrame, arm: str, baseline: str, metric: Metric, paired: bool
+    ) -> dict[str, Any]:
+        found = difference(
+            values,
+            arm,
+            baseline,
+            paired=paired,
+            margin=self.results.margin if metric is DICE else 0.0,
+            higher_is_better=metric.higher,
+        )
+        row = asdict(found) | {"against": baseline}
+        return row | {"pairs": row.pop("subjects")}
+
+    @cached_property
+    def cost(self) -> pd.DataFrame:
+        """What the finished trainings took, one row per configuration and arm.
+
+        trainings, done, epochs, seconds_per_epoch (median over trainings, with fastest and
+        slowest), seconds (median of a training), total_seconds, peak_memory_mib (largest),
+        memory_kind, and "times_..." of the last but one, relative to the baseline.
+        """
+        keys = ["configuration", "arm"]
+        numbers = ("epochs", "seconds_per_epoch", "seconds", "peak_memory_mib")
+        cells = self.results.trainings().astype(dict.fromkeys(numbers, float))
+        done = cells[cells["status"] == "done"].groupby(keys, sort=False)
+        cost = cells.groupby(keys, sort=False).size().to_frame("trainings")
+        cost["done"] = done.size().reindex(cost.index, fill_value=0)
+        cost = cost.join(done[list(numbers)].median())
+        cost = cost.join(done["seconds_per_epoch"].agg(fastest="min", slowest="max"))
+        cost["total_seconds"] = done["seconds"].sum()
+        cost["peak_memory_mib"] = done["peak_memory_mib"].max()
+        cost["memory_kind"] = done["memory_kind"].agg(lambda kinds: " and ".join(kinds.unique()))
+        cost = cost.reset_index()
+        base = cost[cost["arm"] == self.results.baseline].set_index("configuration")
+        for column in numbers[1:]:
+            cost[f"times_{column}"] = cost[column] / cost["configuration"].map(base[column])
+        alike = cost["memory_kind"] == cost["configuration"].map(base["memory_kind"])
+        cost["times_peak_memory_mib"] = cost["times_peak_memory_mib"].where(alike)
         return cost
-    base = cost[cost["arm"] == results.baseline].set_index("configuration")
-    for column, ratio in (
-        ("seconds_per_epoch", "times_epoch"),
-        ("seconds", "times_seconds"),
-        ("peak_memory_mib", "times_memory"),
-    ):
-        cost[ratio] = cost[column] / cost["configuration"].map(base[column])
-    alike = cost["memory_kind"] == cost["configuration"].map(base["memory_kind"])
-    cost["times_memory"] = cost["times_memory"].where(alike)
-    return cost

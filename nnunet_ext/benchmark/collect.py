@@ -2,7 +2,8 @@
 
 import json
 import os
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +11,20 @@ import pandas as pd
 
 from nnunet_ext._common.errors import UserError
 from nnunet_ext._common.files import read_json, replacing
+from nnunet_ext.benchmark import results as records
 from nnunet_ext.benchmark import spec
-from nnunet_ext.benchmark.layout import Cell, Layout, State
+from nnunet_ext.benchmark.layout import Cell, Layout, State, layouts
 from nnunet_ext.benchmark.prepare import Prepared, read_prepared
-from nnunet_ext.benchmark.results import CLEAN, SEEN, TEST, UNSEEN, Results
+from nnunet_ext.benchmark.results import (
+    ALL_FOLDS,
+    CLEAN,
+    COLUMNS,
+    SEEDED,
+    SEEN,
+    TEST,
+    UNSEEN,
+    Results,
+)
 from nnunet_ext.evaluation.metrics import MEASURES
 from nnunet_ext.evaluation.scoring import measure_case, read_summary
 from nnunet_ext.nnunet.datasets import label_names
@@ -25,12 +36,6 @@ METRICS_FILE = "metrics.csv"
 CURVES_FILE = "curves.csv"
 BENCHMARK_FOLDER = "$BENCHMARK"
 """Stands for the benchmark's folder in commands."""
-CELL_COLUMNS = ("configuration", "arm", "fold", "seed")
-SCORE_COLUMNS = (
-    *(*CELL_COLUMNS, "evaluation", "case", "domain", "seen", "subject", "label", *MEASURES),
-    *("empty", "summary", "image", "truth", "prediction"),
-)
-CURVE_COLUMNS = (*CELL_COLUMNS, "epoch", "train_loss", "val_loss", "pseudo_dice", "seconds")
 
 
 def measure_evaluation(evaluation: Path, layout: Layout) -> "pd.DataFrame":
@@ -73,6 +78,36 @@ def _reader(layout: Layout) -> tuple["BaseReaderWriter", int | None, str]:
     return plans.image_reader_writer_class(), ignore, dataset_json["file_ending"]
 
 
+def gather(folder: Path, baseline: str | None = None) -> list[Results]:
+    """Results of a benchmark, whatever is finished, or of the record of one, by data set.
+
+    Args:
+        folder: The benchmark's folder, or that of a report.
+        baseline: Arm to compare with; default is the benchmark's.
+
+    Raises:
+        UserError: If there is neither, or no arm of that name.
+    """
+    parts = layouts(folder) if (folder / spec.FILE_NAME).exists() else []
+    begun = [layout for layout in parts if layout.prepared.exists()]
+    if not begun:
+        found = records.read(folder)
+        for each in found:
+            _refuse_unknown(baseline or each.baseline, each.arms)
+        return [replace(each, baseline=baseline or each.baseline) for each in found]
+    results = [collect(layout, baseline) for layout in begun]
+    for each, layout in zip(results, begun, strict=True):
+        if layout.root != folder:  # paths below the folder of all
+            for table, column in ((each.scores, "summary"), (each.cells, "log")):
+                table[column] = f"{layout.root.name}/" + table[column]
+    return results
+
+
+def _refuse_unknown(baseline: str, arms: Iterable[str]) -> None:
+    if baseline not in arms:
+        raise UserError(f'"{baseline}" is no arm; there are: {", ".join(arms)}.')
+
+
 def collect(layout: Layout, baseline: str | None = None) -> Results:
     """Gather everything that a report shows, whatever is finished.
 
@@ -85,43 +120,46 @@ def collect(layout: Layout, baseline: str | None = None) -> Results:
     """
     benchmark = layout.benchmark
     baseline = baseline or benchmark.baseline_arm
-    if baseline not in benchmark.arms:
-        raise UserError(f'"{baseline}" is no arm; there are: {", ".join(benchmark.arms)}.')
+    _refuse_unknown(baseline, benchmark.arms)
     prepared = read_prepared(layout)
     dataset_json = read_json(layout.dataset / "dataset.json")
     problems: list[str] = []
-    scores, curves, cells, commands = [], [], [], {}
+    parts: dict[str, list[pd.DataFrame]] = {"scores": [], "curves": [], "cells": []}
+    commands: dict[str, list[str]] = {}
     found: dict[str, Any] = {}
     for cell in layout.cells(test=prepared.test_images is not None):
+        keys = {**asdict(cell), "fold": ALL_FOLDS if cell.fold is None else str(cell.fold)}
         state = layout.state(cell)
         found = found or state.circumstances
-        cells.append(_cell_row(layout, cell, state))
         commands[str(cell)] = [_portable(command, layout) for command in state.commands]
-        if state.status != "done":
-            continue
+        row = _cell_row(layout, cell, state) | {"command": next(iter(commands[str(cell)]), "")}
+        path = layout.folder(cell) / CURVES_FILE
+        if state.status == "done" and path.exists():
+            curve = pd.read_csv(path)
+            parts["curves"].append(curve.assign(**keys))
+            row |= {"epochs": len(curve), "seconds_per_epoch": curve["seconds"].median()}
+        parts["cells"].append(pd.DataFrame([keys | row]))
         trainer = prepared.trainings[cell.arm].trainer
-        for name, folder in layout.evaluations(cell, trainer).items():
+        evaluations = layout.evaluations(cell, trainer) if state.status == "done" else {}
+        for name, folder in evaluations.items():
             if name == TEST and prepared.test_labels is None:
                 continue
             try:
-                scores.append(_scores(layout, prepared, dataset_json, cell, name, folder))
+                scores = _scores(layout, prepared, dataset_json, cell, name, folder)
+                parts["scores"].append(scores.assign(**keys))
             except UserError as error:
                 problems.append(str(error))
-        path = layout.folder(cell) / CURVES_FILE
-        if path.exists():
-            curve = pd.read_csv(path)
-            curves.append(_with_cell(curve, cell))
-            cells[-1]["epochs"] = len(curve)
-            cells[-1]["seconds_per_epoch"] = curve["seconds"].median()
+    frames = {
+        name: pd.concat([pd.DataFrame(columns=list(COLUMNS[name])), *tables], ignore_index=True)
+        for name, tables in parts.items()
+    }
     return Results(
         title=benchmark.dataset,
         description=benchmark.description,
         baseline=baseline,
         arms={arm: _arm_facts(layout, prepared, arm) for arm in benchmark.arms},
         labels=label_names(dataset_json),
-        scores=_table(scores, SCORE_COLUMNS),
-        curves=_table(curves, CURVE_COLUMNS),
-        cells=pd.DataFrame(cells),
+        **{name: frame[list(COLUMNS[name])] for name, frame in frames.items()},
         environment=found,
         reproduction={
             "benchmark.json": json.loads(spec.as_json(benchmark)),
@@ -134,36 +172,15 @@ def collect(layout: Layout, baseline: str | None = None) -> Results:
             "noisy training labels": prepared.noisy,
         },
         problems=problems,
-    )
-
-
-def _table(parts: "list[pd.DataFrame]", columns: tuple[str, ...]) -> "pd.DataFrame":
-    if not parts:
-        return pd.DataFrame(columns=list(columns))
-    return pd.concat(parts, ignore_index=True)[list(columns)]
-
-
-def _with_cell(table: "pd.DataFrame", cell: Cell) -> "pd.DataFrame":
-    return table.assign(
-        configuration=cell.configuration,
-        arm=cell.arm,
-        fold=_fold(cell),
-        seed=cell.seed,
+        margin=benchmark.margin,
     )
 
 
 def _portable(text: str, layout: Layout) -> str:
     """Name folders as they are called, not where they lie on this machine."""
-    folders = {str(layout.root): BENCHMARK_FOLDER}
-    if raw := os.environ.get("nnUNet_raw"):
-        folders[raw.rstrip("/")] = "$nnUNet_raw"
-    for path, name in folders.items():
-        text = text.replace(path, name)
-    return text
-
-
-def _fold(cell: Cell) -> str:
-    return "all" if cell.fold is None else str(cell.fold)
+    text = text.replace(str(layout.root), BENCHMARK_FOLDER)
+    raw = os.environ.get("nnUNet_raw", "").rstrip("/")
+    return text.replace(raw, "$nnUNet_raw") if raw else text
 
 
 def without_images(results: Results) -> Results:
@@ -181,53 +198,34 @@ def _scores(
     folder: Path,
 ) -> "pd.DataFrame":
     table = measure_evaluation(folder, layout)
-    domains = dataset_json.get("domains", {})
-    if evaluation == CLEAN:
-        images = {case: files[0] for case, files in prepared.images.items()}
-    else:
-        source = (
-            Path(str(prepared.test_images))
-            if cell.fold is None
-            else layout.degraded / evaluation / f"fold_{cell.fold}"
-        )
-        images = {
-            case: str(source / f"{case}_0000{prepared.file_ending}") for case in table["case"]
-        }
-    domain = [str(domains.get(case, "")) for case in table["case"]]
+    source = Path(str(prepared.test_images))
+    if cell.fold is not None:
+        source = layout.degraded / evaluation / f"fold_{cell.fold}"
+    clean = {case: files[0] for case, files in prepared.images.items()}
+    domains = table["case"].map(lambda case: dataset_json.get("domains", {}).get(case, ""))
     trained = None if cell.fold is None else prepared.domains.get(cell.fold)
-    return _with_cell(table, cell).assign(
+    known = bool(trained) & (domains != "")
+    return table.assign(
         evaluation=evaluation,
-        domain=domain,
-        seen=[_seen(name, trained) for name in domain],
-        subject=[layout.benchmark.subject_of(case) for case in table["case"]],
+        domain=domains,
+        seen=domains.isin(trained or ()).map({True: SEEN, False: UNSEEN}).where(known, ""),
+        subject=table["case"].map(layout.benchmark.subject_of),
         summary=str((folder / "summary.json").relative_to(layout.root)),
-        image=[images.get(case, "") for case in table["case"]],
+        image=table["case"].map(lambda case: clean.get(case, ""))
+        if evaluation == CLEAN
+        else f"{source}/" + table["case"] + f"_0000{prepared.file_ending}",
     )
 
 
-def _seen(domain: str, trained: list[str] | None) -> str:
-    if not (domain and trained):
-        return ""
-    return SEEN if domain in trained else UNSEEN
-
-
 def _cell_row(layout: Layout, cell: Cell, state: State) -> dict[str, Any]:
-    status = state.status
-    if status == "running" and not layout.is_worked_on(cell):
-        status = "missing"
+    stopped = state.status == "running" and not layout.is_worked_on(cell)
     return {
-        "configuration": cell.configuration,
-        "arm": cell.arm,
-        "fold": _fold(cell),
-        "seed": cell.seed,
-        "status": status,
+        "status": "missing" if stopped else state.status,
         "reason": _portable(state.reason, layout),
         "seconds": state.seconds,
         "epochs": state.epoch,
-        "seconds_per_epoch": float("nan"),
         "peak_memory_mib": state.peak_memory_mib,
         "memory_kind": state.memory_kind,
-        "command": _portable(state.commands[0], layout) if state.commands else "",
         "log": str(layout.log(cell).relative_to(layout.root)),
     }
 
@@ -235,14 +233,13 @@ def _cell_row(layout: Layout, cell: Cell, state: State) -> dict[str, Any]:
 def _arm_facts(layout: Layout, prepared: Prepared, arm: str) -> dict[str, Any]:
     benchmark, training = layout.benchmark, prepared.trainings[arm]
     asked = benchmark.arms[arm]
-    facts: dict[str, Any] = {"trainer": training.trainer}
-    if training.trainer != asked.trainer:
-        facts["instead of"] = asked.trainer
-    facts["plans"] = benchmark.plans_of(arm)
-    facts["settings"] = benchmark.settings_of(arm)
-    if asked.weights_of:
-        facts["weights of"] = asked.weights_of
-    facts["seeds"] = "seeded" if training.seeded else "repetitions: this trainer takes no seed"
-    if asked.description:
-        facts["description"] = asked.description
-    return facts
+    facts = {
+        "trainer": training.trainer,
+        "instead of": asked.trainer if training.trainer != asked.trainer else "",
+        "plans": benchmark.plans_of(arm),
+        "settings": benchmark.settings_of(arm),
+        "weights of": asked.weights_of,
+        "seeds": SEEDED if training.seeded else "repetitions: this trainer takes no seed",
+        "description": asked.description,
+    }
+    return {name: fact for name, fact in facts.items() if fact or name == "settings"}

@@ -4,6 +4,7 @@ import base64
 import io
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,8 @@ from nnunet_ext._common.pictures import (
     read_voxels,
     telling_slice,
 )
-from nnunet_ext.benchmark.page import Picture
-from nnunet_ext.benchmark.results import Results, in_folder
-from nnunet_ext.evaluation.statistics import unit_values
+from nnunet_ext.benchmark.analysis import samples
+from nnunet_ext.benchmark.results import Results
 
 INCHES, DPI = 2.6, 200
 """Width and height of a picture; it is shown at about half of these pixels."""
@@ -37,6 +37,23 @@ THIN = 28
 """A shown part is at most so many times wider than the structures in it."""
 
 PLANES = ("axial", "coronal", "sagittal")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture with its caption.
+
+    Attributes:
+        image: ``data:`` address of the picture, or "" if there is none.
+        labels: The same of what is laid over it.
+        title: What it shows.
+        details: What else is to say.
+    """
+
+    image: str
+    labels: str
+    title: str
+    details: Sequence[str]
 
 
 def label_colours(labels: Sequence[str]) -> dict[str, str]:
@@ -52,10 +69,10 @@ def overlays(scores: pd.DataFrame, results: Results, root: Path) -> Iterator[Pic
         results: Where the labels' names come from.
         root: What paths are relative to.
     """
-    means = unit_values(scores, "dice", unit="case").dropna(subset="value")
-    ranked = means.sort_values(["value", "unit"])
+    means = samples(scores, "dice", unit="case").groupby("subject", as_index=False)["value"].mean()
+    ranked = means.sort_values(["value", "subject"])
     for role, i in pick(len(ranked)).items():
-        case, dice = ranked.iloc[i][["unit", "value"]]
+        case, dice = ranked.iloc[i][["subject", "value"]]
         yield _overlay(role, scores[scores["case"] == case], float(dice), results, root)
 
 
@@ -78,28 +95,23 @@ def _overlay(role: str, scores: pd.DataFrame, dice: float, results: Results, roo
     details = [f"Dice {dice:.3f}"]
     if len(trainings) > 1:
         details.append(f"shown: seed {shown['seed']}, {shown['dice']:.3f}")
-    files = [in_folder(root, shown[key]) for key in ("image", "truth", "prediction")]
+    files = [root / shown[key] for key in ("image", "truth", "prediction")]
     try:
         image, labels, plane = _draw(files, label_colours([*results.labels]))
         details.append(plane)
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-        IndexError,
-    ) as error:
+    except (OSError, RuntimeError, ValueError, IndexError) as error:
         reason = str(error).strip().splitlines()
         image = labels = ""
         details.append(f"cannot be drawn: {reason[-1] if reason else type(error).__name__}")
     return Picture(image, labels, f"{role}: {case}", details)
 
 
-def _draw(files: Sequence[Path | None], colours: dict[str, str]) -> tuple[str, str, str]:
+def _draw(files: Sequence[Path], colours: dict[str, str]) -> tuple[str, str, str]:
     """Draw a case; return slice and labels as ``data:`` addresses, and the name of the slice."""
-    missing = [str(file) for file in files if file is None or not file.is_file()]
+    missing = [str(file) for file in files if not file.is_file()]
     if missing:
         raise FileNotFoundError(f"{missing[0]} does not exist")
-    (image, spacing), (truth, _), (prediction, _) = (read_voxels(Path(str(f))) for f in files)
+    (image, spacing), (truth, _), (prediction, _) = map(read_voxels, files)
     if not image.shape[:3] == truth.shape == prediction.shape:
         raise ValueError(f"shapes {image.shape}, {truth.shape} and {prediction.shape} differ")
     axis, index = telling_slice(truth, prediction, spacing)

@@ -1,10 +1,14 @@
-"""What a benchmark has measured, as the report takes it."""
+"""What a benchmark has measured, as the report takes it, and its record in a folder."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
+from nnunet_ext._common.errors import UserError
+from nnunet_ext._common.files import read_object, replacing, write_jsons
+from nnunet_ext.evaluation.metrics import MEASURES
 
 CLEAN = "clean"
 """Evaluation of the held-out cases as they are."""
@@ -14,11 +18,33 @@ SEEN, UNSEEN = "seen", "unseen"
 """Whether a case's domain is among those of the training cases."""
 ALL_FOLDS = "all"
 """Fold of a cell that trains nothing but predicts the test set with all folds' models."""
+SEEDED = "seeded"
+"""What the facts of an arm say of "seeds" if start weights and batches depend on the seed."""
+MARGIN = 0.005
+"""Differences in Dice that are smaller do not matter."""
+
+BENCHMARK, ENVIRONMENT, RECORD = "benchmark.json", "environment.json", "record.json"
+KEYS = ("configuration", "arm", "fold", "seed")
+"""Columns that name a cell."""
+_FACTS = ("evaluation", "case", "domain", "seen", "subject", "label")
+_FILES = ("summary", "image", "truth", "prediction")
+_TEXT = (*KEYS[:3], *_FACTS, *_FILES, "empty", "status", "reason", "memory_kind", "command", "log")
+COLUMNS = {
+    "scores": (*KEYS, *_FACTS, *MEASURES, "empty", *_FILES),
+    "curves": (*KEYS, "epoch", "train_loss", "val_loss", "pseudo_dice", "seconds"),
+    "cells": (
+        *(*KEYS, "status", "reason", "seconds", "epochs", "seconds_per_epoch"),
+        *("peak_memory_mib", "memory_kind", "command", "log"),
+    ),
+}
+"""Of the frames of the results."""
+FRAMES = {"scores": "scores.csv", "cells": "runs.csv", "curves": "curves.csv"}
+"""Files of a record beside the JSON files, by the frame that they hold."""
 
 
 @dataclass(frozen=True)
 class Results:
-    """Scores, curves and costs of the trainings of one benchmark.
+    """Scores, curves and costs of the trainings of one benchmark on one data set.
 
     A cell is one configuration, arm, fold and seed: a training, or the prediction of the test
     set. Paths are absolute, or relative to the folder of the benchmark.
@@ -29,7 +55,8 @@ class Results:
         baseline: Name of the arm that the others are compared with.
         arms: Name of an arm, in display order -> facts: trainer, plans, settings, description,
             "instead of" (the trainer that was asked for), "weights of" (the arm that was trained
-            in its place), seeds ("repetitions..." if the trainer takes none), whatever else.
+            in its place), seeds (:data:`SEEDED`, or "repetitions..." if the trainer takes none),
+            whatever else.
         labels: Key of a label as in the scores (``"1"`` or ``"(1, 2)"``) -> its name.
         scores: One row per case and label of an evaluated prediction: configuration, arm, fold,
             seed, evaluation (:data:`CLEAN`, :data:`TEST` or the name of a degradation), case,
@@ -49,6 +76,7 @@ class Results:
         reproduction: What is needed to repeat it: content of benchmark.json, commands, splits;
             text, JSON, or lists of texts by name.
         problems: What is wrong with the folder, e.g. ``"…/summary.json is damaged"``.
+        margin: Difference in Dice below which arms count as equivalent.
     """
 
     title: str
@@ -61,22 +89,50 @@ class Results:
     cells: pd.DataFrame
     environment: dict[str, Any]
     reproduction: dict[str, Any]
-    problems: list[str]
+    problems: list[str] = field(default_factory=list)
+    margin: float = MARGIN
 
     def configurations(self) -> list[str]:
         """Configurations that were asked for or scored, in order of appearance."""
-        return _unique(self.cells, self.scores, column="configuration")
+        return list(pd.concat([self.cells, self.scores])["configuration"].unique())
 
     def evaluations(self, configuration: str) -> list[str]:
         """Evaluations that have scores: held-out cases, test set, then the degradations."""
-        rows = self.scores[self.scores["configuration"] == configuration]
-        found = _unique(rows, column="evaluation")
+        rows = self.scores[self.scores["configuration"] == configuration].dropna(subset="dice")
+        found = rows["evaluation"].unique()
         return sorted(found, key=lambda name: {CLEAN: 0, TEST: 1}.get(name, 2))
+
+    def main(self, configuration: str) -> list[str]:
+        """Evaluations that are more than a degradation of another."""
+        return [name for name in self.evaluations(configuration) if name in (CLEAN, TEST)]
+
+    def of(self, configuration: str, evaluation: str) -> pd.DataFrame:
+        """Scores of one configuration and evaluation."""
+        scores = self.scores
+        mine = scores["configuration"] == configuration
+        return scores[mine & (scores["evaluation"] == evaluation)]
 
     def trainings(self) -> pd.DataFrame:
         """Cells in which something is trained."""
         trained = [arm for arm, facts in self.arms.items() if not facts.get("weights of")]
         return self.cells[self.cells["arm"].isin(trained) & (self.cells["fold"] != ALL_FOLDS)]
+
+    def paired(self, arm: str, other: str) -> bool:
+        """Whether equal seeds are equal luck: the same weights, or both arms take the seed."""
+        facts = [self.arms[name] for name in (arm, other)]
+        seeded = all(fact.get("seeds") == SEEDED for fact in facts)
+        trained = {
+            fact.get("weights of") or name for name, fact in zip((arm, other), facts, strict=True)
+        }
+        return seeded or len(trained) == 1
+
+    def label_names(self) -> dict[str, str]:
+        """Names of labels, with their keys where names alone would not tell."""
+        names = list(self.labels.values())
+        return {
+            key: name if name and names.count(name) < 2 else f"{name} [{key}]"
+            for key, name in self.labels.items()
+        }
 
     def shows_images(self) -> bool:
         """Whether images may be shown."""
@@ -90,10 +146,73 @@ class Results:
         return "px" if photographs.all() else "mm"
 
 
-def _unique(*frames: pd.DataFrame, column: str) -> list[str]:
-    return list(dict.fromkeys(str(value) for frame in frames for value in frame[column]))
+def write(results: Results, folder: Path) -> None:
+    """Write a record: ``read`` gives the same results again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, file in FRAMES.items():
+        write_csv(getattr(results, name), folder / file)
+    reproduction = dict(results.reproduction)
+    benchmark = reproduction.pop(BENCHMARK, {})
+    kept = ("title", "description", "baseline", "margin", "arms", "labels", "problems")
+    record = {name: getattr(results, name) for name in kept} | {"reproduction": reproduction}
+    contents = {ENVIRONMENT: results.environment, RECORD: record}
+    contents |= {BENCHMARK: benchmark} if benchmark else {}
+    write_jsons({folder / name: content for name, content in contents.items()})
 
 
-def in_folder(folder: Path, path: object) -> Path | None:
-    """Where a path of the results lies, or None if it is not given."""
-    return folder / path if isinstance(path, str) and path else None
+def write_csv(frame: pd.DataFrame, path: Path) -> None:
+    """Write a frame, whole or not at all."""
+    with replacing(path) as partial:
+        frame.to_csv(partial, index=False, lineterminator="\n")
+
+
+def read(folder: Path) -> list[Results]:
+    """Read a record: the files beside a report, or those of every data set in folders of its own.
+
+    Raises:
+        UserError: If there is none, or something is missing in it.
+    """
+    if not (folder / FRAMES["scores"]).is_file():
+        parts = sorted(path.parent for path in folder.glob(f"*/{FRAMES['scores']}"))
+        if not parts:
+            raise UserError(
+                f"{folder} holds neither a benchmark that has begun (benchmark.json; "
+                "`nnunet-ext benchmark run` begins it) nor the record of one (scores.csv)."
+            )
+        return [results for part in parts for results in read(part)]
+    try:
+        return [_read(folder)]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder} holds no complete record: {error}.") from None
+
+
+def _read(folder: Path) -> Results:
+    """One record; without ``record.json`` labels go by their numbers, without runs none cost."""
+    contents = {
+        name: read_object(folder / name) if (folder / name).exists() else {}
+        for name in (BENCHMARK, ENVIRONMENT, RECORD)
+    }
+    benchmark, record = contents[BENCHMARK], contents[RECORD]
+    reproduction = {BENCHMARK: benchmark} | record.pop("reproduction", {})
+    frames = {name: _read_csv(folder / file, COLUMNS[name]) for name, file in FRAMES.items()}
+    if frames["cells"].empty:
+        scored = frames["scores"][list(KEYS)].drop_duplicates()
+        unknown = dict.fromkeys(("reason", "memory_kind", "command", "log"), "")
+        cells = scored.assign(status="done", **unknown).reindex(columns=COLUMNS["cells"])
+        frames["cells"] = cells.reset_index(drop=True)
+    if not record:
+        record = {name: benchmark[name] for name in ("arms", "description") if name in benchmark}
+        record = {"title": benchmark["dataset"], "description": "", "labels": {}} | record
+        record["baseline"] = benchmark.get("baseline") or next(iter(record["arms"]))
+        record["margin"] = benchmark.get("margin", MARGIN)
+    return Results(**record, **frames, environment=contents[ENVIRONMENT], reproduction=reproduction)
+
+
+def _read_csv(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
+    if not path.exists():
+        return pd.DataFrame(columns=list(columns))
+    text = dict.fromkeys(_TEXT, str)
+    numbers = dict.fromkeys(set(columns) - set(_TEXT), "")
+    frame = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=numbers)
+    missing = {name: "" for name in _TEXT if name in columns and name not in frame}
+    return frame.assign(**missing).reindex(columns=list(columns))

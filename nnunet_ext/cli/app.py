@@ -6,6 +6,7 @@ import typer
 
 from nnunet_ext import __version__
 from nnunet_ext.cli.benchmark import benchmark
+from nnunet_ext.cli.compare import compare
 from nnunet_ext.cli.configure import configure
 from nnunet_ext.cli.demo import demo
 from nnunet_ext.cli.doctor import doctor
@@ -46,6 +47,7 @@ app.command("export-stock", short_help="Copy a model for nnU-Net without nnunet_
 app.command("domains", short_help="Say which case comes from which scanner or site.")(domains)
 app.command("folds", short_help="Write folds that keep a patient's cases together.")(folds)
 app.command("join", short_help="Make one data set of several, each a domain.")(join)
+app.command("compare", short_help="Compare models that are trained already.")(compare)
 app.command("evaluate", short_help="Score predictions against labels.")(evaluate)
 
 

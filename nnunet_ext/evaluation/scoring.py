@@ -247,7 +247,7 @@ def score(
     tasks = {
         case: (found.truths[case], found.predictions[case], found.scheme, lesions) for case in cases
     }
-    results = for_each(_score_case, tasks, processes, "Evaluating")
+    results = for_each(score_case, tasks, processes, "Evaluating")
     scores = pd.DataFrame(
         {"case": case, "subject": subjects[case], "domain": domains.get(case, ""), **row}
         for case, (rows, _) in results.items()
@@ -262,9 +262,10 @@ def score(
     return scores, summarise(scores, by) | names
 
 
-def _score_case(
-    truth: Path, prediction: Path, scheme: Scheme, lesions: bool
+def score_case(
+    truth: Path, prediction: Path, scheme: Scheme, lesions: bool = False
 ) -> tuple[list[dict[str, Any]], bool]:
+    """One row per label of a case, as of :func:`score`, and whether labels had to be turned."""
     pair = read_pair(truth, prediction, scheme)
     regions = list(scheme.regions.values())
     measured = measure(pair.truth, pair.prediction, pair.spacing, regions, scheme.ignore)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from nnunet_ext.benchmark import overlays
-from nnunet_ext.benchmark.page import Picture
+from nnunet_ext.benchmark.overlays import Picture
 from tests.benchmark.synthetic_results import ARMS, make_results
 
 

@@ -1,28 +1,14 @@
-"""The blocks of a page, as HTML and as Markdown."""
+"""How tables, plots and paragraphs are written, as Markdown and as HTML."""
 
 import re
 from html import unescape
-from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 from markdown_it import MarkdownIt
 
-from nnunet_ext.benchmark.page import (
-    Beside,
-    Bullets,
-    Cell,
-    Facts,
-    Folded,
-    Gallery,
-    Key,
-    Listing,
-    Page,
-    Picture,
-    Row,
-    Section,
-    Table,
-    Text,
-)
+from nnunet_ext.benchmark.page import Cell, Figure, Table, Writer, fence, line
 
 ODD = (
     "<b>bold</b>",
@@ -30,13 +16,15 @@ ODD = (
     "a &amp; b",
     "*stars* and _lines_, snake_case",
     "`code`",
-    r"back\slash",
+    r"back\\slash",
     "[link](x)",
     "[a]: b",
     "$x$ ~y~",
     "{{ jinja }}",
 )
 LINES = ("# no heading", "- no list", "+0.1", "1. no list", "> no quotation", "=====")
+MARKDOWN = Writer(html=False, colours={"arm": "#123456"}, baselines=["base"])
+HTML = Writer(html=True, colours={"arm": "#123456"}, baselines=["base"])
 
 
 def rendered(markdown: str) -> str:
@@ -47,62 +35,58 @@ def words(html: str) -> str:
     return unescape(re.sub(r"<[^>]*>", "", html)).strip()
 
 
-def table(**options: Any) -> Table:
-    cells = [Cell("arm"), Cell("0.5", ("+0.1 [+0.0, +0.2]", "p = 0.1"), tone="better")]
-    return Table("Caption", ["arm", "Dice"], [Row(cells)], **options)
+def cells(html: str) -> list[str]:
+    return [words(cell) for cell in re.findall(r"<t[hd].*?>(.*?)</t[hd]>", html, re.DOTALL)]
 
 
 @pytest.mark.parametrize("text", ODD)
-def test_markdown_shows_names_as_they_are(text: str) -> None:
-    assert words(rendered(Text(text).markdown())) == text
-    cells = [Cell(text, (text,)), Cell("1")]
-    html = rendered(Table(text, [text, "n"], [Row(cells, group=text)], group_head=text).markdown())
-    found = [words(cell) for cell in re.findall(r"<t[hd].*?>(.*?)</t[hd]>", html, re.DOTALL)]
-    assert found == [text, text, "n", text, f"{text} ({text})", "1"]
+def test_names_are_shown_as_they_are(text: str) -> None:
+    assert words(rendered(MARKDOWN.show([text]))) == text
+    frame = pd.DataFrame({"group": [text], text: [Cell(text, (text,))], "n": ["1"]})
+    table = Table(text, frame, group="group", note=text)
+    for writer, cell in ((MARKDOWN, f"{text} ({text})"), (HTML, f"{text}{text}")):
+        html = rendered(writer.show([table]))
+        assert cells(html) == [text, "n", f"group: {text}", "", cell, "1"]
+        paragraphs = re.findall("<p>(.*?)</p>", html)
+        assert [words(paragraph) for paragraph in paragraphs] == [text, text]
 
 
 @pytest.mark.parametrize("text", LINES)
 def test_lines_begin_no_block_in_markdown(text: str) -> None:
-    html = rendered(Text(text).markdown())
+    html = rendered(line(text))
     assert html == f"<p>{html[3:-5]}</p>\n"
     assert words(html) == text
-    assert words(rendered(Bullets([text]).markdown())) == text
 
 
 def test_markdown_keeps_listings_whole() -> None:
     text = "a\n```\nb\n````\n  c"
-    assert words(rendered(Listing("title", text).markdown())).endswith(text)
+    assert words(rendered(fence(text))) == text
 
 
 def test_cell_says_in_one_line_of_markdown_what_it_says_in_html() -> None:
-    cell = Cell("0.5", ("+0.1 [0, 1]", "p = 0.1"), (("0.4", "a%20b/summary.json"),), "better")
-    assert cell.markdown() == "0.5 (**+0.1 [0, 1]**; p = 0.1; [0.4](<a%20b/summary.json>))"
+    frame = pd.DataFrame({"Dice": [Cell("0.5", ("+0.1 [0, 1]", "p = 0.1"), "better"), np.nan]})
+    assert "| 0.5 (**+0.1 [0, 1]**; p = 0.1) |" in MARKDOWN.show([Table("", frame)])
+    assert '0.5</b><small class="better">+0.1 [0, 1]</small>' in HTML.show([Table("", frame)])
+    assert cells(rendered(MARKDOWN.show([Table("", frame)])))[-1] == "\N{EN DASH}"
 
 
-def test_tables_are_numbered_wherever_they_stand() -> None:
-    tables = [table() for _ in range(4)]
-    blocks = [Beside([tables[1], tables[2]]), Folded("more", [tables[3]])]
-    Page("title", "kind", [tables[0]], [Section("a", "A", 2, blocks)])
-    assert [each.number for each in tables] == [1, 2, 3, 4]
+@pytest.mark.parametrize("tone", ["equivalent", "undecided", "one training"])
+def test_only_better_and_worse_are_bold(tone: str) -> None:
+    frame = pd.DataFrame({"Dice": [Cell("0.5", ("+0.1",), tone)]})
+    assert "| 0.5 (+0.1) |" in MARKDOWN.show([Table("", frame)])
 
 
-def test_html_and_markdown_hold_all_blocks() -> None:
-    blocks = [
-        Text("one\n\ntwo", "warning"),
-        Bullets(["three"]),
-        Facts([("four", "see https://example.org/5")]),
-        Listing("six", "seven"),
-        Beside([table(group_head="g", note="eight")]),
-        Gallery("nine", "#123456", [Picture("", "", "ten", ["eleven"])]),
-        Folded("twelve", [Text("thirteen")]),
-        Key([("fourteen", "#123456")], "fifteen"),
-    ]
-    page = Page("title", "kind", [], [Section("a", "section", 2, blocks)], "sixteen")
-    html, markdown = page.html(), page.markdown()
-    only_html = ("twelve", "fourteen", "fifteen")
-    both = ("one", "two", "three", "four", "six", "seven", "eight", "nine", "ten", "eleven")
-    for word in (*both, *only_html, "thirteen", "sixteen", "section", "+0.1 [+0.0, +0.2]"):
-        assert word in html
-        assert (word in markdown) == (word not in only_html)
-    assert '<a href="https://example.org/5"' in html
-    assert '<a href="#a">section</a>' in html
+def test_arms_have_their_colour_and_baselines_their_mark() -> None:
+    frame = pd.DataFrame({"arm": ["base", "arm"], "trainer": ["arm", "base"]})
+    assert "| base (baseline) | arm |" in MARKDOWN.show([Table("", frame)])
+    html = HTML.show([Table("", frame)])
+    assert html.count("background:#123456") == 1
+    assert html.count("baseline") == 1
+
+
+def test_plots_stand_in_html_and_their_captions_in_both() -> None:
+    figure = Figure(lambda: "<svg>\n\n</svg>", "what & why")
+    assert "<svg>\n</svg>" in rendered(HTML.show([figure]))
+    assert "what &amp; why" in HTML.show([figure])
+    assert "svg" not in MARKDOWN.show([figure])
+    assert "what & why" in MARKDOWN.show([figure])

@@ -10,9 +10,8 @@ import pandas as pd
 import pytest
 
 from nnunet_ext.benchmark import plots
-from nnunet_ext.benchmark.analysis import analyse
+from nnunet_ext.benchmark.analysis import Analysis, samples
 from nnunet_ext.benchmark.results import Results
-from nnunet_ext.evaluation.statistics import unit_values
 from tests.benchmark.synthetic_results import make_results
 
 ODD = ("a $x_1$ & b", "<b>bold</b>", "日本語", "a name that is much longer than any plot is wide")
@@ -26,13 +25,12 @@ def draw_all(**options: Any) -> dict[str, str]:
 
 
 def draw(results: Results) -> dict[str, str]:
-    frame = analyse(results).comparison
+    frame = Analysis(results).comparison
     frame = frame[frame["metric"] == "dice"]
     whole, labels = frame[frame["scope"] == "all"], frame[frame["scope"] == "label"]
     styles = plots.arm_styles([*results.arms], results.baseline)
     drawn = {
-        "levels": plots.levels(labels, styles, "Dice"),
-        "strips": plots.strips(unit_values(results.scores, "dice", unit="case"), styles, "Dice"),
+        "strips": plots.strips(samples(results.scores, "dice", unit="case"), styles, "Dice"),
         "curves": plots.curves(results.curves, styles, "train_loss", "loss"),
     }
     if len(results.arms) > 1:
@@ -136,7 +134,7 @@ def test_mean_curve_ends_where_the_first_training_ends() -> None:
 
 
 def test_many_dots_become_pixels() -> None:
-    values = pd.DataFrame({"arm": "a", "unit": range(5000), "value": np.linspace(0, 1, 5000)})
+    values = pd.DataFrame({"arm": "a", "subject": range(5000), "value": np.linspace(0, 1, 5000)})
     svg = plots.strips(values, plots.arm_styles(["a"], "a"), "Dice")
     assert "data:image/png" in svg
     assert len(svg) < 100_000
