@@ -194,7 +194,7 @@ class Study:
         arguments = translator_cost.parser().parse_args(
             ["--size", *size, "--steps", str(self.taken), "--device", self.device.type]
         )
-        for setting in [few] if self.tiny else ["{}", '{"translator_variant": "v2"}']:
+        for setting in [few] if self.tiny else ["{}", '{"translator_batch": 4}']:
             arguments.setting = [setting]
             yield setting, lambda: next(iter(translator_cost.measure(arguments).values()))
 
@@ -215,14 +215,14 @@ class Study:
     def _demo(self, name: str) -> dict[str, Any]:
         few = ["--cases", "5", "--epochs", "1", "--iterations", "1"] if self.tiny else []
         with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, "-m", "nnunet_ext.cli", "demo", "--out", folder]
+            command = [sys.executable, "-m", "nnunet_ext", "demo", "--out", folder]
             options = ["--trainer", name, "--device", self.device.type, *few]
             began = time.perf_counter()
             subprocess.run([*command, *options], check=True, capture_output=True, cwd=ROOT)
             seconds = time.perf_counter() - began
-            summaries = sorted(Path(folder).rglob("summary.json"), key=os.path.getmtime)
-            dice = json.loads(summaries[-1].read_text())["foreground_mean"]["Dice"]
-        return {"Dice": round(dice, 4), "seconds": round(seconds)}
+            lines = Path(folder, "summary.txt").read_text(encoding="utf-8").splitlines()
+        (dice,) = (float(line.split()[-1]) for line in lines if line.startswith("all "))
+        return {"Dice": dice, "seconds": round(seconds)}
 
 
 def run(study: Study, part: int, file: Path) -> bool:

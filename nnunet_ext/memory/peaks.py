@@ -38,7 +38,7 @@ def simulate(
             modules = trainer.network.modules()
             trainer.runs_batches_apart = any(isinstance(each, _BatchNorm) for each in modules)
         follower.watch(p for network in networks_of(trainer) for p in network.parameters())
-        if not steps_only and getattr(trainer, "mind_the_gap", None) is not None:
+        if not steps_only:
             peaks |= _step_a(trainer)
         with follower.counting_as(IMAGES):
             batch = random_batch(trainer)
@@ -98,9 +98,13 @@ class _Noise:
 
 def _step_a(trainer: Any) -> dict[str, Peak]:
     """The step of Mind the Gap's translator, which trains before all else, in float32."""
+    from nnunet_ext.settings.mind_the_gap import MindTheGapSettings
+    from nnunet_ext.trainers.mind_the_gap import MindTheGapTrainer
     from nnunet_ext.translation.training import TranslatorTraining
 
-    settings = trainer.mind_the_gap
+    if not isinstance(trainer, MindTheGapTrainer):
+        return {}
+    settings = trainer.settings.of(MindTheGapSettings)
     if settings.translator_iterations == 0:
         return {}
     with simulated() as follower, TemporaryDirectory() as folder:
