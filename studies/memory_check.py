@@ -29,7 +29,7 @@ from studies.summarise import table
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE, FIGURE = DOCS / "memory.md", DOCS / "memory_check.png"
-BEGIN, END = "<!-- written by studies/memory_check.py -->\n", "\n<!-- until here -->"
+BEGIN, END = "<!-- trainers: written by studies/memory_check.py -->", "<!-- until here -->"
 WIDTHS = [16, 32, 64, 64]
 PATCH = {2: [96, 96], 3: [32, 32, 32]}
 TOLERANCE = 0.1
@@ -160,10 +160,14 @@ def write_tables(page: Path, plans: Path, configuration: str, dataset_json: Path
         patch = "x".join(map(str, resolved["patch_size"]))
         heading = f"{title}: patch {patch}, batch {resolved['batch_size']}"
         parts.append(f"**{heading}**\n\n{peaks_table(training, names)}")
-    text = page.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    page.write_text(before + BEGIN + "\n" + "\n\n".join(parts) + "\n" + END + after)
+    write_between(BEGIN, page, "\n\n".join(parts))
+
+
+def write_between(mark: str, page: Path, text: str) -> None:
+    """Replace what stands between a mark and the next end in a page."""
+    before, rest = page.read_text(encoding="utf-8").split(mark)
+    after = rest.split(END, 1)[1]
+    page.write_text(f"{before}{mark}\n\n{text}\n\n{END}{after}", encoding="utf-8")
 
 
 def main() -> None:

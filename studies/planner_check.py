@@ -3,6 +3,8 @@
 Data sets are described by the fingerprints of large images, of which none exists::
 
     python -m studies.planner_check --record studies/records/planner_check.json
+
+Also puts the table into ``docs/memory.md``.
 """
 
 import argparse
@@ -31,7 +33,10 @@ from nnunet_ext.memory.steps import Training
 from nnunet_ext.nnunet import lookup
 from nnunet_ext.registry import PLANNERS
 from studies import record
+from studies.memory_check import PAGE, write_between
+from studies.summarise import table
 
+MARK = "<!-- planners: written by studies/planner_check.py -->"
 NUMBER = 999
 CASES = 100
 IMAGES = {
@@ -110,6 +115,7 @@ def main() -> None:
     parser.add_argument("--planner", action="append", help="may be repeated; default all")
     parser.add_argument("--images", action="append", choices=IMAGES, help="default all kinds")
     parser.add_argument("--record", type=Path, help="JSON file to write")
+    parser.add_argument("--page", type=Path, default=PAGE)
     arguments = parser.parse_args()
     names = arguments.planner or [each.name for each in PLANNERS.values() if each.method]
     rows, seconds = [], {}
@@ -125,6 +131,7 @@ def main() -> None:
                     rows.append({"images": kind, **row})
                     print(json.dumps(rows[-1]), flush=True)
     print(json.dumps(seconds, indent=2))
+    write_between(MARK, arguments.page, table(list(rows[0]), [list(row.values()) for row in rows]))
     if arguments.record:
         record.save(arguments.record, {"seconds": seconds, "peaks": rows})
 
