@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch.profiler import ProfilerActivity, profile
 
@@ -126,6 +127,10 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
         points = ([values[i] for i in chosen] for values in megabytes)
         axes.plot(*points, "o", fillstyle="none", label=network)
     axes.set(xscale="log", yscale="log", xlabel="held by torch, MB", ylabel="simulated, MB")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(base=2))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter(NullFormatter())
     axes.legend(frameon=False)
     with replacing(file) as partial:
         figure.savefig(partial, dpi=120)

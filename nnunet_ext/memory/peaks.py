@@ -19,7 +19,7 @@ STEP_A = "Step A"
 
 
 def simulate(
-    training: Training, on_gpu: bool = True, *, steps_only: bool = False, last_phase: bool = False
+    training: Training, on_gpu: bool = True, *, steps_only: bool = False, only: str | None = None
 ) -> dict[str, Peak]:
     """Find out what a training and its prediction hold, without computing anything.
 
@@ -27,7 +27,7 @@ def simulate(
         training: What to simulate.
         on_gpu: As on a GPU, with mixed precision; otherwise as on a CPU.
         steps_only: Look at the phases of training alone.
-        last_phase: Of them, at the last alone.
+        only: Of them, at the one of this name alone.
 
     Returns:
         Name of each phase, and :data:`STEP_A` and :data:`PREDICTION` -> peak.
@@ -43,7 +43,7 @@ def simulate(
         with follower.counting_as(IMAGES):
             batch = random_batch(trainer)
         with torch.autocast("cpu", torch.bfloat16, enabled=on_gpu):
-            for phase, take in steps(trainer, batch, last_phase):
+            for phase, take in steps(trainer, batch, only):
                 peaks[phase] = follower.peak_of(take)
             if not steps_only:
                 peaks[PREDICTION] = _prediction(trainer, follower)
@@ -110,10 +110,10 @@ def _step_a(trainer: Any) -> dict[str, Peak]:
     with simulated() as follower, TemporaryDirectory() as folder:
         median = trainer.plans_manager.original_median_shape_after_transp
         # images larger than crops do not matter; nor does how many slices there are
-        shape = [min(round(n), settings.translator_crop) for n in median]
-        noise = _Noise(
-            trainer.image_channels, (1, *shape[1:]) if settings.translator_dim == 2 else shape
-        )
+        shape = tuple(min(round(n), settings.translator_crop) for n in median)
+        if settings.translator_dim == 2:
+            shape = (1, *shape[1:])
+        noise = _Noise(trainer.image_channels, shape)
         step_a = TranslatorTraining([noise, noise], settings, Path(folder), CPU)
         networks = nn.ModuleList([step_a.translator, step_a.discriminator])
         follower.watch(networks.parameters())

@@ -223,7 +223,7 @@ def simulated(on_gpu: bool = True) -> Iterator[Follower]:
     follower = Follower()
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[]))
-        fake = _FakeTensorMode(allow_non_fake_inputs=True)
+        fake: Any = _FakeTensorMode(allow_non_fake_inputs=True)
         # it would refer to parameters, and torch moves no module to whose parameters others refer
         fake.fake_tensor_converter.set_tensor_memo = lambda *_: None
         stack.enter_context(fake)

@@ -122,22 +122,23 @@ def networks_of(trainer: Any) -> list[torch.nn.Module]:
 
 
 def steps(
-    trainer: Any, batch: dict[str, Any], last_phase: bool = False
+    trainer: Any, batch: dict[str, Any], only: str | None = None
 ) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Lead an initialised trainer through its phases.
 
     Args:
         trainer: Any of nnU-Net's kind.
         batch: As its loader would give it.
-        last_phase: Leap to the last one.
+        only: Name of the one to leap to.
 
     Yields:
         The name of each phase, and what takes a step as in the last epoch of this phase.
     """
     if hasattr(trainer, "_unlabelled"):  # images of the other domain come from a loader of theirs
         trainer._unlabelled = itertools.repeat(batch)
-    *_, last = phases = list(_last_epochs(trainer).items())
-    for name, epoch in [last] if last_phase else phases:
+    for name, epoch in _last_epochs(trainer).items():
+        if only not in (None, name):
+            continue
         trainer.current_epoch = epoch
         trainer.on_train_epoch_start()
         yield name, partial(trainer.train_step, batch)

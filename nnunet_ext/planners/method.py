@@ -8,11 +8,13 @@ import copy
 from math import floor, isclose, prod
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_encoder_unet_planners import (  # noqa: E501
     nnUNetPlannerResEncM,
 )
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_ext.memory.limits import static
 from nnunet_ext.memory.peaks import simulate
@@ -88,6 +90,7 @@ class MethodPlanner(ExtensionPlanner):
         self._targets: dict[int, Target] = {}
         self._features: dict[str, int] = {}  # elements of feature maps of an image
         self._simulated: dict[str, Held] = {}
+        self._phases: dict[tuple[Any, int], str] = {}  # that hold most, by trainer and dimensions
 
     def static_estimate_VRAM_usage(self, *args: Any, **kwargs: Any) -> int:  # noqa: N802
         """Estimate memory of the method in nnU-Net's unit, elements of feature maps."""
@@ -103,6 +106,7 @@ class MethodPlanner(ExtensionPlanner):
         if dim not in self._targets:
             stock, least = (self._plan(factor, args) for factor in (1.0, MOST))
             if (_size(stock), stock["batch_size"]) == (_size(least), least["batch_size"]):
+                self._build(stock)
                 return stock
             self._targets[dim] = self._target(stock)
             guess = GUESSES.get(self.trainer_name, GUESS)
@@ -149,8 +153,26 @@ class MethodPlanner(ExtensionPlanner):
             self._simulated[_size(plan)] = self._simulate(trainer, plan)
         return self._simulated[_size(plan)]
 
+    def _build(self, plan: Plan) -> None:
+        """Let the method refuse a network that it cannot train."""
+        training = self._training(lookup.load("trainers", self.trainer_name), plan)
+        manager = PlansManager(dict(training.plans))
+        channels, labels = self.dataset_json["channel_names"], self.dataset_json["labels"]
+        with torch.device("meta"):
+            training.trainer.build_network_architecture(
+                manager, manager.get_configuration("planned"), len(channels), len(labels)
+            )
+
     def _simulate(self, trainer: Any, plan: Plan) -> Held:
-        """Simulate the last phase, in which all methods hold most."""
+        """Simulate the phase that holds most, which is the same for all patches."""
+        training, dim = self._training(trainer, plan), len(plan["patch_size"])
+        peaks = simulate(training, steps_only=True, only=self._phases.get((trainer, dim)))
+        phase = max(peaks, key=lambda phase: peaks[phase].total)
+        self._phases[trainer, dim] = phase
+        constant = static(peaks[phase])
+        return Held(constant, (peaks[phase].total - constant) / plan["batch_size"])
+
+    def _training(self, trainer: Any, plan: Plan) -> Training:
         configuration = copy.deepcopy(plan) | {"batch_dice": False}
         recursive_fix_for_json_export(configuration)
         plans = {
@@ -159,9 +181,7 @@ class MethodPlanner(ExtensionPlanner):
             "configurations": {"planned": configuration},
             "label_manager": "LabelManager",
         }
-        training = Training(trainer, plans, "planned", self.dataset_json)
-        (peak,) = simulate(training, steps_only=True, last_phase=True).values()
-        return Held(static(peak), (peak.total - static(peak)) / plan["batch_size"])
+        return Training(trainer, plans, "planned", self.dataset_json)
 
 
 def _size(plan: Plan) -> str:

@@ -32,6 +32,7 @@ def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("raw", "preprocessed", "results"):
         (tmp_path / name / DATASET).mkdir(parents=True)
         monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    monkeypatch.setenv("nnUNet_n_proc_DA", "1")  # 0 stops stock planners
     raw, preprocessed = tmp_path / "raw" / DATASET, tmp_path / "preprocessed" / DATASET
     description = {
         "channel_names": {"0": "CT"},

@@ -2,7 +2,9 @@
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,10 +43,14 @@ def test_a_part_goes_on_where_it_was_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     record = tmp_path / "gpu.json"
-    begun = []
+    begun: list[str] = []
+
+    def find_out(name: str) -> dict[str, Any]:
+        begun.append(name)
+        return {}
 
     def jobs(_study: gpu.Study, _part: int) -> list[gpu.Job]:
-        return [(name, lambda name=name: begun.append(name) or {}) for name in "abc"]
+        return [(name, partial(find_out, name)) for name in "abc"]
 
     monkeypatch.setattr(gpu.Study, "jobs", jobs)
     monkeypatch.setattr(gpu, "BUDGET", -1.0)
