@@ -115,7 +115,7 @@ class Analysis:
         Means with their interval, and, if there is something to compare with (``against``: the
         baseline, or "clean" for the change that a degradation makes), the columns of
         :class:`~nnunet_ext.evaluation.statistics.Difference`, ``pairs`` (subjects of both arms)
-        and, for whole evaluations, ``p_holm``. Scope is what the scores were restricted to:
+        and, for whole evaluations and under "seen", ``p_holm``. Scope is what the scores were restricted to:
         "all", "label", "seen", "domain" (name says which). Under "change" stands each arm under a
         degradation against itself without.
         """
@@ -126,7 +126,7 @@ class Analysis:
                 scores = self.results.of(configuration, evaluation)
                 for metric in METRICS:
                     for scope, name, part in self._parts(scores, evaluation):
-                        found = self._compared(part, metric, tested=scope == "all")
+                        found = self._compared(part, metric, tested=scope in ("all", "seen"))
                         rows += [place | {"scope": scope, "name": name} | row for row in found]
                     if evaluation not in (CLEAN, TEST):
                         clean = self.results.of(configuration, CLEAN)
