@@ -115,9 +115,9 @@ class Analysis:
         Means with their interval, and, if there is something to compare with (``against``: the
         baseline, or "clean" for the change that a degradation makes), the columns of
         :class:`~nnunet_ext.evaluation.statistics.Difference`, ``pairs`` (subjects of both arms)
-        and, for whole evaluations and under "seen", ``p_holm``. Scope is what the scores were restricted to:
-        "all", "label", "seen", "domain" (name says which). Under "change" stands each arm under a
-        degradation against itself without.
+        and, for whole evaluations and under "seen", ``p_holm``. Scope is what the scores were
+        restricted to: "all", "label", "seen", "domain" (name says which). Under "change" stands
+        each arm under a degradation against itself without.
         """
         rows: list[dict[str, Any]] = []
         for configuration in self.results.configurations():

@@ -23,7 +23,7 @@ from nnunet_ext._common.errors import UserError
 from nnunet_ext._common.files import read_json, replacing, write_json
 from nnunet_ext.benchmark.collect import CURVES_FILE, measure_evaluation
 from nnunet_ext.benchmark.environment import circumstances
-from nnunet_ext.benchmark.layout import Cell, Layout, Status
+from nnunet_ext.benchmark.layout import Cell, Layout, State, Status
 from nnunet_ext.benchmark.prepare import Prepared, read_prepared
 from nnunet_ext.benchmark.results import CLEAN, TEST
 from nnunet_ext.evaluation.scoring import read_summary
@@ -35,8 +35,8 @@ FEW_CASES = 20
 FINAL = "checkpoint_final.pth"
 
 
-def work(root: Path, name: str, device: str, gpu: str | None = None) -> None:
-    """Do what a cell lacks; the outcome stands in its state.
+def work(root: Path, name: str, device: str, gpu: str | None = None) -> State:
+    """Do what a cell lacks; the outcome stands in its state, which is returned.
 
     Args:
         root: The benchmark's folder, prepared.
@@ -55,6 +55,7 @@ def work(root: Path, name: str, device: str, gpu: str | None = None) -> None:
     # whoever holds the lock works on it already, and that outcome counts
     with commands.termination_interrupts(), contextlib.suppress(Timeout), lock.acquire(timeout=0):
         _Work(layout, cells[name], device, gpu).run()
+    return layout.state(cells[name])
 
 
 class _Work:
@@ -239,4 +240,8 @@ def _is_summary(folder: Path) -> bool:
 
 
 if __name__ == "__main__":
-    work(Path(sys.argv[1]), sys.argv[2], *(sys.argv[3:] or ["cuda"]))
+    try:
+        problem = work(Path(sys.argv[1]), sys.argv[2], *(sys.argv[3:] or ["cuda"])).reason
+    except UserError as mistake:
+        problem = str(mistake)
+    sys.exit(f"Error: {problem}" if problem else 0)

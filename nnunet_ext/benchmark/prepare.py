@@ -9,18 +9,20 @@ import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import product
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
+from nnunet_ext._common.console import some
 from nnunet_ext._common.errors import UserError
 from nnunet_ext._common.files import read_json, write_json
 from nnunet_ext._common.near import did_you_mean
-from nnunet_ext.benchmark import label_noise
 from nnunet_ext.benchmark.arms import Training, find_training
 from nnunet_ext.benchmark.degradation import write_degraded
+from nnunet_ext.benchmark.label_noise import LabelNoise, corrupt
 from nnunet_ext.benchmark.layout import Cell, Layout
 from nnunet_ext.benchmark.spec import Benchmark, merged, refuse_missing_folds
 from nnunet_ext.domains.assignment import Domains, read_domains, refuse_unfit_for_training
@@ -53,6 +55,8 @@ STOCK_PLANNERS = {
 """Name of plans -> planner of nnU-Net's that makes them."""
 
 Say = Callable[[str], None]
+Cases = Mapping[str, Mapping[str, Any]]
+"""Case -> its files, as :func:`nnunet_ext.nnunet.datasets.training_cases` finds them."""
 
 
 @dataclass(frozen=True)
@@ -99,10 +103,9 @@ def prepare(layout: Layout, say: Say) -> Prepared:
     dataset_json = read_json(raw / "dataset.json")
     cases = training_cases(raw)
     noisy: list[str] = []
-    if benchmark.label_noise is None:
-        folders = {name: nnunet_folder(name) for name in (RAW, PREPROCESSED)}
-    else:
-        noisy = _write_noisy_raw(layout, raw, cases)
+    folders = {name: nnunet_folder(name) for name in (RAW, PREPROCESSED)}
+    if benchmark.label_noise is not None:
+        noisy = _write_noisy_raw(layout, benchmark.label_noise, raw, cases)
         folders = {RAW: layout.noisy_raw, PREPROCESSED: layout.noisy_preprocessed}
     preprocessed = folders[PREPROCESSED] / benchmark.dataset
     domains = read_domains(dataset_json, str(raw / "dataset.json"))
@@ -165,23 +168,17 @@ def _trainings(
 # -------------------------------------------------------------------------------- raw and planned
 
 
-def _write_noisy_raw(
-    layout: Layout, raw: Path, cases: Mapping[str, Mapping[str, Any]]
-) -> list[str]:
+def _write_noisy_raw(layout: Layout, noise: LabelNoise, raw: Path, cases: Cases) -> list[str]:
     """A raw data set with corrupted labels, as a data set of the same name."""
-    noise = layout.benchmark.label_noise
-    assert noise is not None
     folder = layout.noisy_raw / layout.benchmark.dataset
     labels = folder / "labelsTr"
-    labels.mkdir(parents=True, exist_ok=True)
-    clean = {case: Path(str(files["label"])) for case, files in cases.items()}
-    noisy = label_noise.corrupt(clean, labels, noise, raw)
-    described = read_json(raw / "dataset.json")
-    described["dataset"] = {
-        case: {"images": list(files["images"]), "label": str(labels / Path(files["label"]).name)}
+    clean = {case: Path(files["label"]) for case, files in cases.items()}
+    noisy = corrupt(clean, labels, noise, raw)
+    listed = {
+        case: {"images": list(files["images"]), "label": str(labels / clean[case].name)}
         for case, files in cases.items()
     }
-    write_json(folder / "dataset.json", described)
+    write_json(folder / "dataset.json", read_json(raw / "dataset.json") | {"dataset": listed})
     return noisy
 
 
@@ -273,8 +270,7 @@ def _splits(layout: Layout, cases: list[str], domains: Domains, say: Say) -> lis
     unknown = {case for split in splits for part in split.values() for case in part} - set(cases)
     if unknown:
         raise UserError(
-            f"The folds name cases that {benchmark.dataset} does not have: "
-            f"{', '.join(sorted(unknown)[:5])}."
+            f"The folds name cases that {benchmark.dataset} does not have: {some(sorted(unknown))}."
         )
     for fold, divided in enumerate(divided_subjects(splits, benchmark.subject_of)):
         if divided and fold in benchmark.folds:
@@ -289,55 +285,36 @@ def _split(validation: str, training: str | None, cases: Sequence[str]) -> Split
         others = [case for case in others if re.fullmatch(training, case)]
     for pattern, found in ((validation, held_out), (training or "the rest", others)):
         if not found:
-            raise UserError(
-                f"The split {pattern!r} matches no case. The first cases are: "
-                f"{', '.join(cases[:5])}."
-            )
+            raise UserError(f"The split {pattern!r} matches no case. There are: {some(cases)}.")
     return {"train": others, "val": held_out}
 
 
 def _write_preprocessed(
     layout: Layout, preprocessed: Path, plans_name: str, trainings: Mapping[str, Training]
 ) -> None:
+    """Plans with a configuration for each arm and seed, beside links to the images."""
+    benchmark = layout.benchmark
     layout.dataset.mkdir(parents=True, exist_ok=True)
     for name in ("dataset.json", "dataset_fingerprint.json"):
         shutil.copyfile(preprocessed / name, layout.dataset / name)
     plans = PlansFile(preprocessed / f"{plans_name}.json")
-    for name in layout.benchmark.configurations:
+    for name in benchmark.configurations:
         base = _resolved(plans, name)
         _link(preprocessed / base["data_identifier"], layout.dataset)
-        plans.configurations.update(
-            _configurations(layout.benchmark, plans_name, name, base, trainings)
-        )
+        changes = {key: value for key, value in asdict(benchmark.plan_changes).items() if value}
+        if "patch_size" in changes:
+            _check_patch(changes["patch_size"], base, name)
+        for arm, seed in product(benchmark.arms, range(benchmark.seeds)):
+            if benchmark.plans_of(arm) == plans_name:
+                made = Cell(arm, name, seed, None).trained_configuration
+                settings = merged(base.get(PLANS_KEY, {}), benchmark.settings_of(arm))
+                plans.configurations[made] = {
+                    "inherits_from": name,
+                    "next_stage": None,  # nobody asked for the second stage of a cascade
+                    **changes,
+                    PLANS_KEY: settings | ({"seed": seed} if trainings[arm].seeded else {}),
+                }
     write_json(layout.dataset / f"{plans_name}.json", plans.content)
-
-
-def _configurations(
-    benchmark: Benchmark,
-    plans_name: str,
-    base_name: str,
-    base: Mapping[str, Any],
-    trainings: Mapping[str, Training],
-) -> dict[str, dict[str, Any]]:
-    """A configuration for each arm and seed."""
-    changes = {k: v for k, v in asdict(benchmark.plan_changes).items() if v is not None}
-    if "patch_size" in changes:
-        changes["patch_size"] = list(changes["patch_size"])
-        _check_patch(changes["patch_size"], base, base_name)
-    made = {}
-    for arm in benchmark.arms:
-        if benchmark.plans_of(arm) != plans_name:
-            continue
-        settings = merged(base.get(PLANS_KEY, {}), benchmark.settings_of(arm))
-        for seed in range(benchmark.seeds):
-            seeded = {"seed": seed} if trainings[arm].seeded else {}
-            made[Cell(arm, base_name, seed, None).trained_configuration] = {
-                "inherits_from": base_name,
-                "next_stage": None,  # nobody asked for the second stage of a cascade
-                **changes,
-                PLANS_KEY: settings | seeded,
-            }
-    return made
 
 
 def _check_patch(patch: Sequence[int], base: Mapping[str, Any], name: str) -> None:

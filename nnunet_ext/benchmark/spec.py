@@ -3,7 +3,8 @@
 import dataclasses
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -84,52 +85,50 @@ class Benchmark:
     description: str = ""
 
     def __post_init__(self) -> None:
+        read_training_settings({PLANS_KEY: self.settings}, '"settings"')
+        if self.splits is not None:
+            refuse_missing_folds(self.folds, len(self.splits), '"splits"')
+        for problem in self._problems():
+            raise ValueError(problem)
+
+    def _problems(self) -> Iterator[str]:
         if bool(self.dataset) == bool(self.datasets):
-            raise ValueError('either "dataset" or "datasets" must be given')
+            yield 'either "dataset" or "datasets" must be given'
         for name in self.datasets or (self.dataset,):
             if not _DATASET.fullmatch(name):
-                raise ValueError(
-                    f'dataset "{name}" must be a full name, such as Dataset004_Hippocampus'
-                )
+                yield f'dataset "{name}" must be a full name, such as Dataset004_Hippocampus'
         if len(set(self.datasets)) < len(self.datasets):
-            raise ValueError('"datasets" names one twice')
-        read_training_settings({PLANS_KEY: self.settings}, '"settings"')
-        if "seed" in self.settings:
-            raise ValueError('"settings" must not hold a seed; "seeds" says how many there are')
-        for name in self.arms:
-            self._check_arm(name)
+            yield '"datasets" names one twice'
         # in lower case, because some file systems do not tell the cases apart
         slugs = [slug(name).lower() for name in self.arms]
         shared = [name for name, own in zip(self.arms, slugs, strict=True) if slugs.count(own) > 1]
         if shared:
-            raise ValueError(f"arms {' and '.join(shared)} would share a folder; rename them")
+            yield f"arms {' and '.join(shared)} would share a folder; rename them"
         if self.baseline is not None and self.baseline not in self.arms:
-            raise ValueError(
-                f'baseline "{self.baseline}" is none of the arms {", ".join(self.arms)}'
-            )
-        if self.splits is not None:
-            refuse_missing_folds(self.folds, len(self.splits), '"splits"')
+            yield f'baseline "{self.baseline}" is none of the arms {", ".join(self.arms)}'
+        holders = {'"settings"': self.settings}
+        for name, arm in self.arms.items():
+            holders[f'arm "{name}"'] = arm.settings
+            other = self.arms.get(arm.weights_of) if arm.weights_of else None
+            if not slug(name):
+                yield f'arm "{name}" needs a name with letters or digits'
+            if arm.weights_of and (other is None or other.weights_of):
+                yield f'arm "{name}": weights_of must name an arm that is trained'
+            elif other and (other.trainer, other.plans) != (arm.trainer, arm.plans):
+                yield f'arm "{name}" must have trainer and plans of "{arm.weights_of}"'
+        for holder, settings in holders.items():
+            if "seed" in settings:
+                yield f'{holder} must not hold a seed; "seeds" says how many there are'
         for name in self.degradations:
             if slug(name) != name:
-                raise ValueError(f'name of degradation "{name}": only letters, digits, "-"')
-        for split in self.splits or ():
-            _compiled(split.validation), _compiled(split.training or "")
-        if self.subject is not None and _compiled(self.subject).groups != 1:
-            raise ValueError(f'"subject" needs exactly one group: {self.subject}')
-
-    def _check_arm(self, name: str) -> None:
-        arm = self.arms[name]
-        if not slug(name):
-            raise ValueError(f'arm "{name}" needs a name with letters or digits')
-        if "seed" in arm.settings:
-            raise ValueError(f'arm "{name}" must not hold a seed; "seeds" says how many there are')
-        if arm.weights_of is None:
-            return
-        other = self.arms.get(arm.weights_of)
-        if other is None or other.weights_of is not None:
-            raise ValueError(f'arm "{name}": weights_of must name an arm that is trained')
-        if (other.trainer, other.plans) != (arm.trainer, arm.plans):
-            raise ValueError(f'arm "{name}" must have trainer and plans of "{arm.weights_of}"')
+                yield f'name of degradation "{name}": only letters, digits, "-"'
+        patterns = [pattern for split in self.splits or () for pattern in astuple(split) if pattern]
+        for pattern in [*patterns, *([self.subject] if self.subject else [])]:
+            try:
+                if re.compile(pattern).groups != 1 and pattern == self.subject:
+                    yield f'"subject" needs exactly one group: {pattern}'
+            except re.error as error:
+                yield f"{pattern!r} is not a regular expression: {error}"
 
     @property
     def baseline_arm(self) -> str:
@@ -196,13 +195,6 @@ def slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
 
 
-def _compiled(pattern: str) -> re.Pattern[str]:
-    try:
-        return re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
-
-
 def as_json(benchmark: Benchmark) -> str:
     """Write a benchmark as JSON, without what is left at its default."""
     content = json.loads(TypeAdapter(Benchmark).dump_json(benchmark, exclude_defaults=True))
@@ -210,11 +202,7 @@ def as_json(benchmark: Benchmark) -> str:
 
 
 def from_content(content: Any, where: str) -> Benchmark:
-    """Read a benchmark.
-
-    Args:
-        content: What a JSON file holds.
-        where: How error messages name the place.
+    """Make a benchmark of what a JSON file holds; ``where`` is how error messages name the place.
 
     Raises:
         UserError: If it is no valid benchmark; says all that is wrong.

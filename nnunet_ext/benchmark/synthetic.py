@@ -7,13 +7,13 @@ inverts it), gain, noise, blur and bias field.
 """
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
 
 from nnunet_ext._common.errors import UserError
 from nnunet_ext._common.files import read_json, write_json
@@ -27,13 +27,10 @@ SHAPE = (40, 48, 40)
 FIRST_TEST_NUMBER = 101
 """Number of a site's first test case, so that no name occurs in training and test."""
 
-Image = NDArray[np.int16]
-Label = NDArray[np.uint8]
 Volume = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Site:
+class Site(NamedTuple):
     """How one site's scanner shows the tissues."""
 
     air: float
@@ -56,13 +53,13 @@ SITES = {
 """Name of a site, which is also the prefix of its cases, -> its scanner."""
 
 
-def make_case(site: Site, seed: int, number: int) -> tuple[Image, Label]:
-    """Draw one image with its labels.
+def make_case(site: Site, seed: int, number: int) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
+    """Draw one case, independently of others.
 
     Args:
         site: The scanner.
-        seed: Seed of the whole task.
-        number: Number of the case in the task; every case is drawn independently of others.
+        seed: Seed of the whole data set.
+        number: Number of the case in it.
 
     Returns:
         Image and label map of shape :data:`SHAPE`.
@@ -76,7 +73,11 @@ def make_case(site: Site, seed: int, number: int) -> tuple[Image, Label]:
     label = np.zeros(SHAPE, np.uint8)
     label[masks["organ"]] = 1
     label[masks["lesion"]] = 2
-    return _scan(values, site, rng), label
+    field = 1 + site.bias * np.clip(_smooth_noise(rng, sigma=12.0), -2, 2)
+    exposure = site.gain * rng.uniform(0.85, 1.15)
+    noise = rng.normal(scale=site.noise, size=SHAPE)
+    scanned = exposure * (gaussian_filter(values, site.blur) * field + noise)
+    return np.clip(np.round(scanned), 0, np.iinfo(np.int16).max).astype(np.int16), label
 
 
 def _anatomy(rng: np.random.Generator) -> dict[str, NDArray[np.bool_]]:
@@ -90,95 +91,60 @@ def _anatomy(rng: np.random.Generator) -> dict[str, NDArray[np.bool_]]:
     direction /= np.linalg.norm(direction)
     lesion = _blob(rng, centre + 0.55 * radii * direction, rng.uniform(4.0, 5.5, 3), wobble=1.0)
     gland = _blob(rng, centre - 1.45 * radii * direction, rng.uniform(3.5, 5.0, 3), wobble=1.0)
+    # a winding tube through all slices
+    z, y, x = _grid()
+    phase_y, phase_x = rng.uniform(0, 2 * np.pi, 2)
+    middle_y = rng.choice([0.22, 0.78]) * SHAPE[1] + 3 * np.sin(z / 7 + phase_y)
+    middle_x = rng.uniform(0.3, 0.7) * SHAPE[2] + 3 * np.sin(z / 9 + phase_x)
+    vessel = np.hypot(y - middle_y, x - middle_x) <= 1.8
     outside = body & ~organ
     return {
         "body": body,
         "gland": gland & outside,
-        "vessel": _vessel(rng) & outside,
+        "vessel": vessel & outside,
         "organ": organ & body,
         "lesion": lesion & organ & body,
     }
 
 
-def _blob(
-    rng: np.random.Generator,
-    centre: NDArray[np.floating[Any]],
-    radii: NDArray[np.floating[Any]],
-    wobble: float,
-) -> NDArray[np.bool_]:
+def _grid() -> Volume:
+    return np.stack(np.meshgrid(*(np.arange(n, dtype=float) for n in SHAPE), indexing="ij"))
+
+
+def _blob(rng: np.random.Generator, centre: Volume, radii: Volume, wobble: float) -> Any:
     """An ellipsoid whose surface is displaced smoothly by about ``wobble`` voxels."""
-    grid = np.stack(np.meshgrid(*(np.arange(n, dtype=float) for n in SHAPE), indexing="ij"), -1)
     warp = np.stack([_smooth_noise(rng, sigma=5.0) for _ in SHAPE], -1)
-    inside: NDArray[np.bool_] = (
-        np.linalg.norm((grid + wobble * warp - centre) / radii, axis=-1) <= 1
-    )
-    return inside
-
-
-def _vessel(rng: np.random.Generator) -> NDArray[np.bool_]:
-    """A winding tube through all slices."""
-    z, y, x = np.meshgrid(*(np.arange(n, dtype=float) for n in SHAPE), indexing="ij")
-    phase_y, phase_x = rng.uniform(0, 2 * np.pi, 2)
-    middle_y = rng.choice([0.22, 0.78]) * SHAPE[1] + 3 * np.sin(z / 7 + phase_y)
-    middle_x = rng.uniform(0.3, 0.7) * SHAPE[2] + 3 * np.sin(z / 9 + phase_x)
-    tube: NDArray[np.bool_] = np.hypot(y - middle_y, x - middle_x) <= 1.8
-    return tube
+    place = np.moveaxis(_grid(), 0, -1) + wobble * warp - centre
+    return np.linalg.norm(place / radii, axis=-1) <= 1
 
 
 def _smooth_noise(rng: np.random.Generator, sigma: float) -> Volume:
     """Noise of standard deviation 1 that varies over about ``sigma`` voxels."""
-    from scipy.ndimage import gaussian_filter
-
-    noise = gaussian_filter(rng.normal(size=SHAPE), sigma, mode="reflect")
-    result: Volume = (noise - noise.mean()) / noise.std()
-    return result
-
-
-def _scan(values: Volume, site: Site, rng: np.random.Generator) -> Image:
-    """What the site's scanner makes of the true tissue values."""
-    from scipy.ndimage import gaussian_filter
-
-    blurred = gaussian_filter(values, site.blur)
-    field = 1 + site.bias * np.clip(_smooth_noise(rng, sigma=12.0), -2, 2)
-    exposure = site.gain * rng.uniform(0.85, 1.15)
-    scanned = exposure * (blurred * field + rng.normal(scale=site.noise, size=SHAPE))
-    image: Image = np.clip(np.round(scanned), 0, np.iinfo(np.int16).max).astype(np.int16)
-    return image
+    noise: Volume = gaussian_filter(rng.normal(size=SHAPE), sigma, mode="reflect")
+    return (noise - noise.mean()) / noise.std()
 
 
 def case_names(training: int, test: int) -> tuple[list[str], list[str]]:
     """Names of the training and the test cases, the sites taking turns."""
-    sites = list(SITES)
 
-    def name(index: int, first: int) -> str:
-        return f"{sites[index % len(sites)]}_{index // len(sites) + first:03d}"
+    def names(number: int, first: int) -> list[str]:
+        turns = (divmod(index, len(SITES)) for index in range(number))
+        return [f"{[*SITES][site]}_{turn + first:03d}" for turn, site in turns]
 
-    return (
-        [name(index, 1) for index in range(training)],
-        [name(index, FIRST_TEST_NUMBER) for index in range(test)],
-    )
+    return names(training, 1), names(test, FIRST_TEST_NUMBER)
 
 
 def write_raw(raw: Path, training: int = 24, test: int = 6, seed: int = 0) -> Path:
-    """Write the task as a raw data set of nnU-Net's, unless it is there.
+    """Write so many cases as a raw data set of nnU-Net's into ``raw``, unless it is there.
 
-    The folder appears under its name only when it is complete; the sites are its domains.
-
-    Args:
-        raw: Where the data set's folder goes.
-        training: Number of training cases.
-        test: Number of test cases.
-        seed: The same seed gives the same voxels.
-
-    Returns:
-        The folder.
+    Its folder, which is returned, appears only when it is complete; the sites are its domains.
 
     Raises:
         UserError: If it holds other cases.
     """
     import SimpleITK as sitk  # noqa: N813 (the name that its own documentation uses)
 
-    names = case_names(training, test)
+    names, target = case_names(training, test), raw / DATASET
     described = {
         "description": f"Synthetic organ and lesion as three sites see them, seed {seed}",
         "licence": "CC0",
@@ -189,7 +155,6 @@ def write_raw(raw: Path, training: int = 24, test: int = 6, seed: int = 0) -> Pa
         "file_ending": ".nii.gz",
         "domains": {name: name.split("_")[0] for name in names[0]},
     }
-    target = raw / DATASET
     if target.is_dir():
         if read_json(target / "dataset.json") != described:
             raise UserError(
@@ -199,14 +164,13 @@ def write_raw(raw: Path, training: int = 24, test: int = 6, seed: int = 0) -> Pa
     raw.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=raw, prefix=f".{DATASET}.") as folder:
         partial = Path(folder, DATASET)
+        for part in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
+            (partial / part).mkdir(parents=True)
         for number, name in enumerate([*names[0], *names[1]]):
             subset = "Tr" if number < training else "Ts"
-            image, label = make_case(SITES[name.split("_")[0]], seed, number)
-            for array, file in (
-                (image, f"images{subset}/{name}_0000.nii.gz"),
-                (label, f"labels{subset}/{name}.nii.gz"),
-            ):
-                (partial / file).parent.mkdir(parents=True, exist_ok=True)
+            files = (f"images{subset}/{name}_0000.nii.gz", f"labels{subset}/{name}.nii.gz")
+            case = make_case(SITES[name.split("_")[0]], seed, number)
+            for array, file in zip(case, files, strict=True):
                 sitk.WriteImage(sitk.GetImageFromArray(array), partial / file)
         write_json(partial / "dataset.json", described)
         os.replace(partial, target)

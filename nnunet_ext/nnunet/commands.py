@@ -88,11 +88,7 @@ def epochs_begun(log: Path) -> int:
 
 
 def environment(device: str) -> dict[str, str]:
-    """What nnU-Net's commands should find in their environment; what the user has set stays.
-
-    Args:
-        device: ``cpu``, ``cuda`` or ``mps``.
-    """
+    """What nnU-Net's commands should find in their environment; what the user has set stays."""
     cores = os.cpu_count() or 1
     # a GPU waits for augmentation; on a CPU the network needs the cores more
     augmenting = 1 if device == "cpu" else max(1, min(12, cores - 1))

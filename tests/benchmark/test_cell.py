@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -274,6 +276,22 @@ def test_a_cell_that_there_is_not_is_named_with_those_that_there_are(
 ) -> None:
     with pytest.raises(UserError, match=r"no cell tiny_fold0; there are: tiny_base_stock_seed0_f"):
         cells.work(make_layout().root, "tiny_fold0", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [(STOCK.name, "There is no trainer Nonsense."), ("tiny", "has no cell tiny; there are: tiny_")],
+)
+def test_a_cell_is_a_command_whose_exit_code_tells(
+    make_layout: Callable[..., Layout], name: str, message: str
+) -> None:
+    layout = make_layout({"stock": Training("Nonsense", problem="There is no trainer Nonsense.")})
+    command = [sys.executable, "-m", "nnunet_ext.benchmark.cell", str(layout.root), name, "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: ")
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_cell_on_a_gpu_sees_only_that_one(

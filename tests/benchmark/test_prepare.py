@@ -285,6 +285,7 @@ def test_noisy_labels_are_for_training_and_clean_ones_for_the_scores(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def preprocess(command: Sequence[str], log: Path, environment: dict[str, str]) -> None:
+        assert "--verify_dataset_integrity" in command  # labels that dataset.json does not name
         users = world.root / "preprocessed" / DATASET
         own = Path(environment["nnUNet_preprocessed"], DATASET)
         assert environment["nnUNet_raw"] != str(world.root / "raw")

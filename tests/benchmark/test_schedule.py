@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from nnunet_ext.benchmark import schedule
 from nnunet_ext.benchmark.arms import Training
 from nnunet_ext.benchmark.layout import Cell, Layout, State
 from nnunet_ext.benchmark.schedule import Execution, RunCell, Scheduler, make_executor, only_one
+from nnunet_ext.nnunet.commands import termination_interrupts
 
 MakeLayout = Callable[..., Layout]
 
@@ -236,3 +239,33 @@ def test_without_slurm_asking_for_it_is_explained(
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match="slurm"):
         make_executor(make_layout(), Execution("slurm"), "name")
+
+
+class Sleeper(RunCell):
+    """Works for long, and says how it was ended."""
+
+    def __call__(self) -> None:
+        with termination_interrupts():
+            try:
+                (self.root / "begun").touch()
+                time.sleep(60)
+            except KeyboardInterrupt:
+                time.sleep(1.5)  # longer than submitit's own cancel() would wait
+                (self.root / "ended").touch()
+
+
+def test_an_interruption_ends_local_jobs_in_order_and_without_a_word(
+    make_layout: MakeLayout, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(schedule, "RunCell", Sleeper)
+    layout = make_layout()
+
+    def interrupt(scheduler: Scheduler) -> None:
+        if (layout.root / "begun").exists():
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+
+    with pytest.raises(KeyboardInterrupt):
+        Scheduler(layout, Execution(device="cpu")).run(interrupt)
+    assert (layout.root / "ended").exists()
+    assert capfd.readouterr().err == ""

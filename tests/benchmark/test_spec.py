@@ -70,7 +70,12 @@ def test_what_is_written_is_what_was_read(tmp_path: Path) -> None:
         ({"arms": {"a": {"trainer": "T", "settings": {"seed": 1}}}}, "must not hold a seed"),
         ({"arms": {"a b": {"trainer": "T"}, "A-b": {"trainer": "T"}}}, "would share a folder"),
         ({"arms": {"?!": {"trainer": "T"}}}, "letters or digits"),
-        ({"arms": {"a": {"trainer": "T", "weights_of": "b"}}}, "weights_of"),
+        ({"arms": {"a": {"trainer": "T", "weights_of": "b"}}}, "weights_of must name an arm"),
+        ({"arms": {"a": {"trainer": "T", "weights_of": "a"}}}, "weights_of must name an arm"),
+        (
+            {"arms": {"a": {"trainer": "T", "weights_of": "b"}, "b": {"trainer": "U"}}},
+            'arm "a" must have trainer and plans of "b"',
+        ),
         ({"splits": [{"validation": "("}], "folds": [0]}, "not a regular expression"),
         ({"subject": "abc"}, "exactly one group"),
         ({"degradations": {"very blurred": {"blur": 2.0}}}, "only letters"),
