@@ -126,6 +126,7 @@ def collect(layout: Layout, baseline: str | None = None) -> Results:
         title=benchmark.dataset,
         description=benchmark.description,
         baseline=baseline,
+        margin=benchmark.margin,
         arms={arm: _arm_facts(layout, prepared, arm) for arm in benchmark.arms},
         labels=label_names(dataset_json),
         **{name: frame[list(COLUMNS[name])] for name, frame in frames.items()},

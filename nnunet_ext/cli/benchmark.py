@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ from nnunet_ext._common.errors import UserError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from nnunet_ext.benchmark.results import Results
     from nnunet_ext.benchmark.schedule import Execution
     from nnunet_ext.benchmark.spec import Benchmark
 
@@ -273,20 +275,21 @@ def _pairs(options: list[str]) -> dict[str, str]:
 
 @benchmark.command("report", short_help="Write the report of what is finished.")
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A benchmark's folder.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="A benchmark's folder, or a record of one.")
+    ],
     baseline: Annotated[
-        str | None, typer.Option(help="Arm to compare with.", show_default="the benchmark's")
+        str | None, Option(help="Arm to compare with.", show_default="the benchmark's")
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Where it goes.", show_default="FOLDER/report")
-    ] = None,
+    out: Annotated[Path | None, Option(help="Where it goes.", show_default="FOLDER/report")] = None,
     images: Annotated[
-        bool, typer.Option(help="Show cases; leave out for data that must not be spread.")
+        bool, Option(help="Show cases; leave out for data that must not be spread.")
     ] = True,
 ) -> None:
-    """Write FOLDER/report: one HTML page, the same as Markdown, and CSV files.
+    """Write FOLDER/report: one HTML page, the same as Markdown, CSV and JSON files.
 
-    Works at any time; what is not finished is said. `benchmark run` writes it at its end.
+    Works at any time; what is not finished is said. `benchmark run` writes it at its end. The
+    files beside the page are a record, from which this command makes the page again.
 
     \b
     Examples:
@@ -306,30 +309,36 @@ def _report(
     images: bool = True,
 ) -> None:
     from nnunet_ext._common.console import print_plain
-    from nnunet_ext._common.files import write_json
-    from nnunet_ext.benchmark import spec
-    from nnunet_ext.benchmark.collect import collect, without_images
-    from nnunet_ext.benchmark.layout import layouts
+    from nnunet_ext.benchmark.collect import without_images
     from nnunet_ext.benchmark.report import write_report
 
-    benchmark, folder = spec.read(folder), folder.expanduser().resolve()
-    parts = layouts(folder)
-    begun = [layout for layout in parts if layout.prepared.exists()] or parts
-    results = [collect(layout, baseline) for layout in begun]
-    for each in results:
-        for problem in each.problems:
-            print_plain(console, f"Problem: {problem}", "bold red")
-        if benchmark.datasets:  # paths below the folder of all
-            for table, column in ((each.scores, "summary"), (each.cells, "log")):
-                table[column] = each.title + "/" + table[column]
-    if not images:
-        results = [without_images(each) for each in results]
-    target = out or folder / "report"
-    page = write_report(
-        results if benchmark.datasets else results[0],  # type: ignore[arg-type]
-        target,
-        folder,
-    )
-    spec.write(benchmark, target / spec.FILE_NAME)
-    write_json(target / "environment.json", results[0].environment)
-    print_plain(console, f"Report: {page}")
+    folder = folder.expanduser().resolve()
+    results = [each if images else without_images(each) for each in _results(folder, baseline)]
+    for problem in (problem for each in results for problem in each.problems):
+        print_plain(console, f"Problem: {problem}", "bold red")
+    print_plain(console, f"Report: {write_report(results, out or folder / 'report', folder)}")
+
+
+def _results(folder: Path, baseline: str | None) -> list[Results]:
+    """What has been measured in a benchmark's folder, or recorded in a folder."""
+    from nnunet_ext.benchmark import results as records
+    from nnunet_ext.benchmark import spec
+    from nnunet_ext.benchmark.collect import collect
+    from nnunet_ext.benchmark.layout import layouts
+
+    found = []
+    is_record = (folder / records.FRAMES["scores"]).exists()
+    known = (folder / spec.FILE_NAME).exists() and not is_record
+    for layout in layouts(folder) if known else ():
+        if layout.prepared.exists():
+            found.append(collect(layout, baseline))
+            if layout.root != folder:  # paths below the folder of all data sets
+                for table, column in ((found[-1].scores, "summary"), (found[-1].cells, "log")):
+                    table[column] = f"{layout.root.name}/" + table[column]
+    if found:
+        return found
+    found = records.read(folder)
+    for each in found:
+        if baseline is not None and baseline not in each.arms:
+            raise UserError(f'"{baseline}" is no arm; there are: {", ".join(each.arms)}.')
+    return [replace(each, baseline=baseline or each.baseline) for each in found]
