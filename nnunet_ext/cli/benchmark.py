@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +14,6 @@ from nnunet_ext._common.errors import UserError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from nnunet_ext.benchmark.results import Results
     from nnunet_ext.benchmark.schedule import Execution
     from nnunet_ext.benchmark.spec import Benchmark
 
@@ -295,6 +293,7 @@ def report(
     Examples:
       nnunet-ext benchmark report benchmark_Dataset004_Hippocampus
       nnunet-ext benchmark report my_benchmark --no-images --out published
+      nnunet-ext benchmark report published --out page
     """
     from rich.console import Console
 
@@ -309,36 +308,14 @@ def _report(
     images: bool = True,
 ) -> None:
     from nnunet_ext._common.console import print_plain
-    from nnunet_ext.benchmark.collect import without_images
+    from nnunet_ext.benchmark.collect import gather, without_images
     from nnunet_ext.benchmark.report import write_report
+    from nnunet_ext.benchmark.results import FRAMES
 
     folder = folder.expanduser().resolve()
-    results = [each if images else without_images(each) for each in _results(folder, baseline)]
+    results = [each if images else without_images(each) for each in gather(folder, baseline)]
     for problem in (problem for each in results for problem in each.problems):
         print_plain(console, f"Problem: {problem}", "bold red")
-    print_plain(console, f"Report: {write_report(results, out or folder / 'report', folder)}")
-
-
-def _results(folder: Path, baseline: str | None) -> list[Results]:
-    """What has been measured in a benchmark's folder, or recorded in a folder."""
-    from nnunet_ext.benchmark import results as records
-    from nnunet_ext.benchmark import spec
-    from nnunet_ext.benchmark.collect import collect
-    from nnunet_ext.benchmark.layout import layouts
-
-    found = []
-    is_record = (folder / records.FRAMES["scores"]).exists()
-    known = (folder / spec.FILE_NAME).exists() and not is_record
-    for layout in layouts(folder) if known else ():
-        if layout.prepared.exists():
-            found.append(collect(layout, baseline))
-            if layout.root != folder:  # paths below the folder of all data sets
-                for table, column in ((found[-1].scores, "summary"), (found[-1].cells, "log")):
-                    table[column] = f"{layout.root.name}/" + table[column]
-    if found:
-        return found
-    found = records.read(folder)
-    for each in found:
-        if baseline is not None and baseline not in each.arms:
-            raise UserError(f'"{baseline}" is no arm; there are: {", ".join(each.arms)}.')
-    return [replace(each, baseline=baseline or each.baseline) for each in found]
+    is_record = (folder / FRAMES["scores"]).exists()  # beside which the page goes
+    target = out or (folder if is_record else folder / "report")
+    print_plain(console, f"Report: {write_report(results, target, folder)}")

@@ -189,7 +189,7 @@ def test_a_report_of_no_benchmark_is_refused(
     monkeypatch.setattr(report, "write_report", None)
     outcome = cli("benchmark", "report", str(tmp_path))
     assert outcome.code == 1
-    assert "holds no benchmark and no record of one" in outcome.err
+    assert "holds neither a benchmark that has begun" in outcome.err
 
 
 def test_a_record_becomes_a_page_again(cli: Cli, tmp_path: Path) -> None:

@@ -271,7 +271,7 @@ NEW = ("--name", "new", "--set", "num_epochs=2")
         (("--set", "num_epochs=2"), ["--name"]),
         (("--name", "new", "--set", "num_epochs"), ["KEY=VALUE"]),
         (("--name", "new", "--set", "=2"), ["KEY=VALUE"]),
-        (("--name", "new", "--set", "num_epoch=2"), ["num_epochs?", "Allowed: catenorm"]),
+        (("--name", "new", "--set", "num_epoch=2"), ["num_epochs?", "Allowed: augmentation"]),
         (("--name", "new", "--set", "num_epochs=0"), ["num_epochs", "greater than or equal to 1"]),
         (("--name", "new", "--set", "num_epochs=ten"), ["num_epochs", "valid integer"]),
         (("--name", "new", "--set", "initial_lr=NaN"), ["initial_lr", "valid number"]),
