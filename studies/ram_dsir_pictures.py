@@ -23,6 +23,7 @@ from torch import Tensor
 
 from nnunet_ext.augmentation import amplitude_mixup
 from nnunet_ext.losses import RestorationLoss
+from nnunet_ext.settings.ram_dsir import RAMDSIRSettings
 from nnunet_ext.trainers.distributed import unwrap
 from nnunet_ext.trainers.ram_dsir import RESTORATION
 from studies import models
@@ -51,10 +52,10 @@ def draw_pairs(trainer: Any, number: int, seed: int) -> list[tuple[str, str]]:
 @torch.no_grad()
 def four_images(trainer: Any, pair: tuple[str, str], ratio: float) -> tuple[list[Tensor], Any]:
     """Return the four images (C, *S) of a pair of cases, in [0, 1], and the source's labels."""
-    settings = trainer.ram_dsir
+    settings = trainer.settings.of(RAMDSIRSettings)
     (source, labels), (partner, _) = (models.patch_of(trainer, case) for case in pair)
     mixed = amplitude_mixup(
-        source[None], partner[None], ratio, settings.band, slicewise=trainer.slicewise
+        source[None], partner[None], ratio, settings.band, slicewise=trainer.has_thick_slices
     )
     network: Any = unwrap(trainer.network)
     decoder: Any = unwrap(trainer.auxiliary[RESTORATION])

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any, get_args
 
 import pytest
@@ -16,6 +17,7 @@ from nnunet_ext.settings import (
     TrainingSettings,
     read_method_settings,
     read_training_settings,
+    retired,
 )
 from nnunet_ext.settings.catenorm import CateNormSettings
 
@@ -42,7 +44,6 @@ catenorm_settings = st.builds(
     encoder_stages=st.none() | stages,
     decoder_stages=stages,
     reduction=positive,
-    follow_stage_kernel=st.booleans(),
     norm=st.sampled_from(["plan", "batch", "instance"]),
     predict=st.sampled_from(["second", "first"]),
     updates=st.sampled_from(["alternating", "joint"]),
@@ -103,6 +104,26 @@ def test_plans_without_our_key_mean_defaults() -> None:
     assert read_method_settings({}, "catenorm", CateNormSettings) == CateNormSettings()
 
 
+def test_a_setting_that_has_become_a_constant_is_refused_by_name_unless_it_is_that() -> None:
+    assert read_catenorm({"follow_stage_kernel": False, "reduction": 4}).reduction == 4
+    message = refusal_of(read_catenorm, {"follow_stage_kernel": True})
+    assert message.startswith(
+        f'{WHERE}, catenorm: "follow_stage_kernel" is no longer a setting, it is false now.'
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_setting_is_also_a_former_one(method: str) -> None:
+    module = import_module(f"nnunet_ext.settings.{method}")
+    (settings_class,) = (
+        each
+        for name, each in vars(module).items()
+        if name.lower() == f"{method.replace('_', '')}settings"
+    )
+    assert retired(settings_class)
+    assert not retired(settings_class).keys() & settings_class.__pydantic_fields__.keys()
+
+
 def test_settings_of_methods_do_not_disturb_those_of_training() -> None:
     assert read_training({"catenorm": {"reduction": 4}, "num_epochs": 3}).num_epochs == 3
 
@@ -113,7 +134,7 @@ def test_an_unknown_key_is_named_with_the_allowed_ones(key: str, value: Any) -> 
         message = refusal_of(read_training, {key: value})
         assert message.startswith(f'{WHERE}: unknown setting "{key}".')
         assert all(name in message for name in (*TRAINING_KEYS, *METHODS))
-    if key not in CATENORM_KEYS:
+    if key not in (*CATENORM_KEYS, *CateNormSettings.retired):
         message = refusal_of(read_catenorm, {key: value})
         assert message.startswith(f'{WHERE}, catenorm: unknown setting "{key}".')
         assert all(name in message for name in CATENORM_KEYS)
@@ -220,8 +241,9 @@ def test_settings_cannot_be_changed_after_reading(settings_class: type) -> None:
 @pytest.mark.parametrize("settings_class", [TrainingSettings, CateNormSettings])
 def test_every_setting_is_described(settings_class: type) -> None:
     hints: Mapping[str, Any] = settings_class.__annotations__
-    for name, hint in hints.items():
-        assert any(getattr(part, "description", None) for part in get_args(hint)), name
+    for field in dataclasses.fields(settings_class):
+        parts = get_args(hints[field.name])
+        assert any(getattr(part, "description", None) for part in parts), field.name
 
 
 def test_methods_that_the_reader_names_are_known_as_well() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,8 +11,9 @@ import pandas as pd
 
 from nnunet_ext._common.errors import UserError
 from nnunet_ext._common.files import read_json, replacing
+from nnunet_ext.benchmark import results as records
 from nnunet_ext.benchmark import spec
-from nnunet_ext.benchmark.layout import Cell, Layout, State
+from nnunet_ext.benchmark.layout import Cell, Layout, State, layouts
 from nnunet_ext.benchmark.prepare import Prepared, read_prepared
 from nnunet_ext.benchmark.results import (
     ALL_FOLDS,
@@ -76,6 +78,36 @@ def _reader(layout: Layout) -> tuple["BaseReaderWriter", int | None, str]:
     return plans.image_reader_writer_class(), ignore, dataset_json["file_ending"]
 
 
+def gather(folder: Path, baseline: str | None = None) -> list[Results]:
+    """Results of a benchmark, whatever is finished, or of the record of one, by data set.
+
+    Args:
+        folder: The benchmark's folder, or that of a report.
+        baseline: Arm to compare with; default is the benchmark's.
+
+    Raises:
+        UserError: If there is neither, or no arm of that name.
+    """
+    parts = layouts(folder) if (folder / spec.FILE_NAME).exists() else []
+    begun = [layout for layout in parts if layout.prepared.exists()]
+    if not begun:
+        found = records.read(folder)
+        for each in found:
+            _refuse_unknown(baseline or each.baseline, each.arms)
+        return [replace(each, baseline=baseline or each.baseline) for each in found]
+    results = [collect(layout, baseline) for layout in begun]
+    for each, layout in zip(results, begun, strict=True):
+        if layout.root != folder:  # paths below the folder of all
+            for table, column in ((each.scores, "summary"), (each.cells, "log")):
+                table[column] = f"{layout.root.name}/" + table[column]
+    return results
+
+
+def _refuse_unknown(baseline: str, arms: Iterable[str]) -> None:
+    if baseline not in arms:
+        raise UserError(f'"{baseline}" is no arm; there are: {", ".join(arms)}.')
+
+
 def collect(layout: Layout, baseline: str | None = None) -> Results:
     """Gather everything that a report shows, whatever is finished.
 
@@ -88,8 +120,7 @@ def collect(layout: Layout, baseline: str | None = None) -> Results:
     """
     benchmark = layout.benchmark
     baseline = baseline or benchmark.baseline_arm
-    if baseline not in benchmark.arms:
-        raise UserError(f'"{baseline}" is no arm; there are: {", ".join(benchmark.arms)}.')
+    _refuse_unknown(baseline, benchmark.arms)
     prepared = read_prepared(layout)
     dataset_json = read_json(layout.dataset / "dataset.json")
     problems: list[str] = []
@@ -141,6 +172,7 @@ def collect(layout: Layout, baseline: str | None = None) -> Results:
             "noisy training labels": prepared.noisy,
         },
         problems=problems,
+        margin=benchmark.margin,
     )
 
 

@@ -175,7 +175,10 @@ def read(folder: Path) -> list[Results]:
     if not (folder / FRAMES["scores"]).is_file():
         parts = sorted(path.parent for path in folder.glob(f"*/{FRAMES['scores']}"))
         if not parts:
-            raise UserError(f"{folder} holds no benchmark and no record of one (scores.csv).")
+            raise UserError(
+                f"{folder} holds neither a benchmark that has begun (benchmark.json; "
+                "`nnunet-ext benchmark run` begins it) nor the record of one (scores.csv)."
+            )
         return [results for part in parts for results in read(part)]
     try:
         return [_read(folder)]

@@ -273,7 +273,9 @@ def _pairs(options: list[str]) -> dict[str, str]:
 
 @benchmark.command("report", short_help="Write the report of what is finished.")
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A benchmark's folder.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="A benchmark's folder, or a report's.")
+    ],
     baseline: Annotated[
         str | None, typer.Option(help="Arm to compare with.", show_default="the benchmark's")
     ] = None,
@@ -286,12 +288,14 @@ def report(
 ) -> None:
     """Write FOLDER/report: one HTML page, the same as Markdown, and CSV files.
 
-    Works at any time; what is not finished is said. `benchmark run` writes it at its end.
+    Works at any time; what is not finished is said. `benchmark run` writes it at its end. Of a
+    report (or a record without its page) it makes the page again, without the trainings.
 
     \b
     Examples:
       nnunet-ext benchmark report benchmark_Dataset004_Hippocampus
       nnunet-ext benchmark report my_benchmark --no-images --out published
+      nnunet-ext benchmark report published --out page
     """
     from rich.console import Console
 
@@ -306,30 +310,20 @@ def _report(
     images: bool = True,
 ) -> None:
     from nnunet_ext._common.console import print_plain
-    from nnunet_ext._common.files import write_json
     from nnunet_ext.benchmark import spec
-    from nnunet_ext.benchmark.collect import collect, without_images
-    from nnunet_ext.benchmark.layout import layouts
+    from nnunet_ext.benchmark.collect import gather, without_images
     from nnunet_ext.benchmark.report import write_report
 
-    benchmark, folder = spec.read(folder), folder.expanduser().resolve()
-    parts = layouts(folder)
-    begun = [layout for layout in parts if layout.prepared.exists()] or parts
-    results = [collect(layout, baseline) for layout in begun]
+    folder = folder.expanduser().resolve()
+    results = gather(folder, baseline)
     for each in results:
         for problem in each.problems:
             print_plain(console, f"Problem: {problem}", "bold red")
-        if benchmark.datasets:  # paths below the folder of all
-            for table, column in ((each.scores, "summary"), (each.cells, "log")):
-                table[column] = each.title + "/" + table[column]
     if not images:
         results = [without_images(each) for each in results]
-    target = out or folder / "report"
-    page = write_report(
-        results if benchmark.datasets else results[0],  # type: ignore[arg-type]
-        target,
-        folder,
-    )
-    spec.write(benchmark, target / spec.FILE_NAME)
-    write_json(target / "environment.json", results[0].environment)
+    record = (folder / "scores.csv").exists()
+    target = out or (folder if record else folder / "report")
+    page = write_report(results, target, folder)
+    if (folder / spec.FILE_NAME).exists():
+        spec.write(spec.read(folder), target / spec.FILE_NAME)
     print_plain(console, f"Report: {page}")

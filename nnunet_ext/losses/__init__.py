@@ -1,7 +1,7 @@
 """Losses: tensors in, scalars out, usable without nnU-Net's trainers."""
 
 from nnunet_ext.losses.condseg import ConsistencyReinforcementLoss, SemanticDecouplingLoss
-from nnunet_ext.losses.mind_the_gap import TranslationLoss, alignment_losses, critic_loss
+from nnunet_ext.losses.mind_the_gap import alignment_losses, critic_loss, translation_losses
 from nnunet_ext.losses.ram_dsir import RestorationLoss, SymmetricKLConsistency
 from nnunet_ext.losses.topk_sigma.compound import TopKSigmaCompoundLoss
 from nnunet_ext.losses.topk_sigma.envelope import TopKSigmaLoss
@@ -15,7 +15,7 @@ __all__ = [
     "SymmetricKLConsistency",
     "TopKSigmaCompoundLoss",
     "TopKSigmaLoss",
-    "TranslationLoss",
     "alignment_losses",
     "critic_loss",
+    "translation_losses",
 ]

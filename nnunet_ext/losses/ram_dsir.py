@@ -22,27 +22,23 @@ class SymmetricKLConsistency(nn.Module):
     views get gradient. Logarithms come from logits, so that saturated predictions stay finite,
     where the published implementation takes them of probabilities.
 
-    Regions are Bernoulli variables, for which the complete divergence is
-    :math:`(p - q)(z_p - z_q)` with the logits z; the published implementation leaves out the
-    term of :math:`1 - p`, which about halves it (``complete=False``).
+    Regions are Bernoulli variables, whose divergence is :math:`(p - q)(z_p - z_q)` with the
+    logits z; the published implementation leaves out the term of :math:`1 - p`, which about
+    halves it.
 
     Args:
         regions: Whether outputs are overlapping regions (sigmoid) or classes (softmax).
-        complete: For regions, whether both outcomes count.
         temperature: Divides all logits; the authors use none.
 
     Raises:
         ValueError: If the temperature is not positive.
     """
 
-    def __init__(
-        self, regions: bool = False, complete: bool = True, temperature: float = 1.0
-    ) -> None:
+    def __init__(self, regions: bool = False, temperature: float = 1.0) -> None:
         super().__init__()
         if not temperature > 0:
             raise ValueError(f"temperature must be positive, got {temperature}.")
         self.regions = regions
-        self.complete = complete
         self.temperature = temperature
 
     def forward(self, first: Tensor, second: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -70,10 +66,7 @@ class SymmetricKLConsistency(nn.Module):
         if not self.regions:
             log_p, log_q = first.log_softmax(1), second.log_softmax(1)
             return (log_p.exp() - log_q.exp()) * (log_p - log_q)
-        difference = first.sigmoid() - second.sigmoid()
-        if self.complete:
-            return difference * (first - second)
-        return difference * (F.logsigmoid(first) - F.logsigmoid(second))
+        return (first.sigmoid() - second.sigmoid()) * (first - second)
 
 
 class RestorationLoss(nn.Module):

@@ -33,6 +33,8 @@ Pass: TypeAlias = Literal["auto", "first", "second", "both"]
 
 PAPER_ENCODER_STAGES = 4
 """The four highest-resolution encoder blocks are modified in the authors' own example."""
+KERNEL = 3
+"""Kernel size of the modulation along all axes."""
 
 
 class CateNorm(nn.Module):
@@ -54,7 +56,6 @@ class CateNorm(nn.Module):
         dim: Spatial dimensions, 2 or 3.
         base: Family of the parameter-free normalisation.
         reduction: Hidden width is ``max(1, num_features // reduction)``.
-        kernel_size: Odd kernel size of the three convolutions, per axis or for all.
         eps: Added to the variance.
         momentum: Of the running statistics, None for a plain average; batch normalisation only.
         recompute: Recompute the modulation in the backward pass instead of keeping it,
@@ -68,7 +69,6 @@ class CateNorm(nn.Module):
         dim: int,
         base: Normalisation = "batch",
         reduction: int = 2,
-        kernel_size: int | Sequence[int] = 3,
         eps: float = 1e-5,
         momentum: float | None = 0.1,
         recompute: bool = False,
@@ -82,13 +82,11 @@ class CateNorm(nn.Module):
         matching = {"batch": get_matching_batchnorm, "instance": get_matching_instancenorm}
         if base not in matching:
             raise ValueError(f'base must be "batch" or "instance", got "{base}".')
-        kernel = [kernel_size] * dim if isinstance(kernel_size, int) else list(kernel_size)
-        padding = [k // 2 for k in kernel]
         hidden = max(1, num_features // reduction)
         self.norm = matching[base](conv)(num_features, eps=eps, momentum=momentum, affine=False)
-        self.shared = conv(num_classes, hidden, kernel, padding=padding)
-        self.gamma = conv(hidden, num_features, kernel, padding=padding)
-        self.beta = conv(hidden, num_features, kernel, padding=padding)
+        self.shared = conv(num_classes, hidden, KERNEL, padding=KERNEL // 2)
+        self.gamma = conv(hidden, num_features, KERNEL, padding=KERNEL // 2)
+        self.beta = conv(hidden, num_features, KERNEL, padding=KERNEL // 2)
         self.interpolation = "bilinear" if dim == 2 else "trilinear"
         self.recompute = recompute
 
@@ -229,7 +227,6 @@ class CateNormUNet(nn.Module):
             takes the first four, as in the authors' example, or as many as there are.
         decoder_stages: Likewise in the decoder, 0 is full resolution.
         reduction: See :class:`CateNorm`.
-        follow_stage_kernel: Use the kernel sizes of each stage instead of 3 along all axes.
         recompute: See :class:`CateNorm`.
         predict: Pass that answers in ``mode="auto"``.
 
@@ -248,7 +245,6 @@ class CateNormUNet(nn.Module):
         encoder_stages: Sequence[int] | None = None,
         decoder_stages: Sequence[int] = (),
         reduction: int = 2,
-        follow_stage_kernel: bool = False,
         recompute: bool = False,
         predict: Literal["second", "first"] = "second",
     ) -> None:
@@ -266,7 +262,7 @@ class CateNormUNet(nn.Module):
             encoder_stages = range(min(PAPER_ENCODER_STAGES, len(self.encoder.stages)))
 
         self._modified: tuple[_ModifiedBlock, ...] = tuple(
-            self._modify(block, divisor, num_classes, reduction, follow_stage_kernel, recompute)
+            self._modify(block, divisor, num_classes, reduction, recompute)
             for stage, divisor in self._stages(encoder_stages, decoder_stages)
             for block in _conv_blocks(stage)
         )
@@ -296,7 +292,6 @@ class CateNormUNet(nn.Module):
         size_divisor: tuple[int, ...],
         num_classes: int,
         reduction: int,
-        follow_stage_kernel: bool,
         recompute: bool,
     ) -> _ModifiedBlock:
         norm = getattr(block, "norm", None)
@@ -312,7 +307,6 @@ class CateNormUNet(nn.Module):
             dim,
             base="batch" if isinstance(norm, _BatchNorm) else "instance",
             reduction=reduction,
-            kernel_size=block.conv.kernel_size if follow_stage_kernel else 3,
             eps=norm.eps,
             momentum=norm.momentum,
             recompute=recompute,
@@ -382,8 +376,8 @@ class CateNormUNet(nn.Module):
                 raise ValueError('mode="second" needs a prior.')
             return self._second_pass(x, prior)
         first: Logits = self.decoder(self.encoder(x))
-        plain = self.predict == "first" or not self.active
-        if mode == "first" or (mode == "auto" and plain):
+        # in this order, because a compiled network depends on all attributes that it looks at
+        if mode == "first" or (mode == "auto" and (self.predict == "first" or not self.active)):
             return first
         second = self._second_pass(x, self.prior_from(first))
         return (first, second) if mode == "both" else second

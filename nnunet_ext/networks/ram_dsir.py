@@ -54,7 +54,8 @@ class RestorationDecoder(nn.Module):
     """Restores an image in the style of its domain from deep features alone.
 
     There are no skips, so that style has to come from the domain's own scales and shifts. Each
-    stride of the encoder is undone by one block: a convolution that halves the channels, linear
+    stride of the encoder but the first, whose block would take more than half of the time and
+    memory, is undone by one block: a convolution that halves the channels, linear
     upsampling, a pointwise and a full convolution, each with :class:`DomainNorm` and the
     encoder's nonlinearity. Convolutions are shared by all domains.
 
@@ -65,8 +66,6 @@ class RestorationDecoder(nn.Module):
         num_domains: Domains K.
         max_stride: Start at the deepest stage whose features are at most this many times smaller
             than the image in plane; the authors' networks end at 16. None starts at the deepest.
-        full_resolution: Undo all strides, as the authors do, or leave the first one out, which
-            saves more than half of the time and memory.
 
     Raises:
         UserError: If the encoder is of another kind.
@@ -78,7 +77,6 @@ class RestorationDecoder(nn.Module):
         image_channels: int,
         num_domains: int,
         max_stride: int | None = None,
-        full_resolution: bool = True,
     ) -> None:
         super().__init__()
         needed = ("strides", "output_channels", "kernel_sizes", "conv_op", "nonlin")
@@ -98,7 +96,7 @@ class RestorationDecoder(nn.Module):
         self._strides = [tuple(stride) for stride in encoder.strides]
         self._image_channels = image_channels
         undone = [s for s in range(self.stage, -1, -1) if any(n > 1 for n in self._strides[s])]
-        self._undone = undone if full_resolution else undone[:-1]
+        self._undone = undone[:-1]
 
         features = encoder.output_channels[self.stage]
         blocks: dict[str, nn.Module] = {}
@@ -121,7 +119,7 @@ class RestorationDecoder(nn.Module):
             size: Spatial size of the images.
 
         Returns:
-            Images (B, C, *size) in [-1, 1], or smaller by the first stride without full resolution.
+            Images (B, C, *S) in [-1, 1], where S is the size over the first stride.
         """
         sizes = self._input_sizes(size)
         for stage in self._undone:

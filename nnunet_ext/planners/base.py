@@ -86,7 +86,7 @@ class _TwoViews(nn.Module):
         self.unet = unet
         # the number of image channels hardly counts, that of domains not at all
         with torch.device("meta"):  # its shapes are enough
-            self.restoration = RestorationDecoder(unet.encoder, 1, 1, full_resolution=False)
+            self.restoration = RestorationDecoder(unet.encoder, 1, 1)
 
     def compute_conv_feature_map_size(self, input_size: Sequence[int]) -> int:
         size = 2 * int(self.unet.compute_conv_feature_map_size(input_size))

@@ -126,7 +126,17 @@ def read_method_settings(
         SettingsError: If a key is unknown, or a value has the wrong type or is out of range.
     """
     block = _block(_block(configuration, PLANS_KEY, where), method, where)
-    return _validate(settings_class, block, f"{where}, {method}")
+    where = f"{where}, {method}"
+    return _validate(settings_class, _without_retired(block, settings_class, where), where)
+
+
+def retired(settings: Any) -> Mapping[str, Any]:
+    """Former settings of a method -> the value of them that is left, as plans hold it.
+
+    A settings class names them, so that plans and checkpoints go on that hold just these values.
+    """
+    former: Mapping[str, Any] = getattr(settings, "retired", {})
+    return former
 
 
 def decisive(settings: Any) -> dict[str, Any]:
@@ -144,6 +154,17 @@ def _block(parent: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]
     if not isinstance(block, Mapping):
         raise SettingsError(f'{where}: "{key}" must be an object of settings, got {block!r}.')
     return block
+
+
+def _without_retired(block: Mapping[str, Any], settings_class: type, where: str) -> dict[str, Any]:
+    former = retired(settings_class)
+    for key in block.keys() & former.keys():
+        if block[key] != former[key]:
+            raise SettingsError(
+                f'{where}: "{key}" is no longer a setting, it is {json.dumps(former[key])} now. '
+                "Remove it from the plans, or use the nnunet_ext that this model was made with."
+            )
+    return {key: value for key, value in block.items() if key not in former}
 
 
 def _validate(settings_class: type[S], block: Mapping[str, Any], where: str) -> S:

@@ -1,6 +1,7 @@
 """Settings of CateNorm."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -12,6 +13,8 @@ from nnunet_ext.settings import NEUTRAL, STRICT
 class CateNormSettings:
     """Settings of CateNorm. Defaults follow the authors' implementation."""
 
+    retired: ClassVar[Mapping[str, Any]] = {"follow_stage_kernel": False}
+
     encoder_stages: Annotated[
         tuple[int, ...] | None,
         Field(description="encoder stages to modify, 0 is full resolution; default the first 4"),
@@ -22,9 +25,6 @@ class CateNormSettings:
     reduction: Annotated[
         int, Field(ge=1, description="channels over hidden channels of the modulation")
     ] = 2
-    follow_stage_kernel: Annotated[
-        bool, Field(description="kernel sizes of the stage instead of 3 along all axes")
-    ] = False
     norm: Annotated[
         Literal["plan", "batch", "instance"],
         Field(description="normalisation of the whole network; the paper argues for batch"),

@@ -1,6 +1,7 @@
 """Settings of ConDSeg."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -11,6 +12,12 @@ from nnunet_ext.settings import NEUTRAL, STRICT
 @dataclass(frozen=True, config=STRICT)
 class ConDSegSettings:
     """Settings of ConDSeg. The two halves of the method can be switched on and off apart."""
+
+    retired: ClassVar[Mapping[str, Any]] = {
+        "heads": 4,
+        "full_resolution_skip": True,
+        "max_area_weight": 10.0,
+    }
 
     consistency: Annotated[
         Literal["on", "views", "off"],
@@ -34,7 +41,6 @@ class ConDSegSettings:
         int | None,
         Field(ge=1, description="channels of the decoder; default those of the first stage"),
     ] = None
-    heads: Annotated[int, Field(ge=1, description="attention heads; they divide the width")] = 4
     attention_budget: Annotated[
         int | None,
         Field(
@@ -43,13 +49,6 @@ class ConDSegSettings:
             "feature map at full resolution, 0 is no attention",
         ),
     ] = None
-    full_resolution_skip: Annotated[
-        bool, Field(description="features at full resolution take part in the last convolutions")
-    ] = True
-    max_area_weight: Annotated[
-        float,
-        Field(ge=1, allow_inf_nan=False, description="limit of the weight of small areas"),
-    ] = 10.0
     recompute: Annotated[
         bool,
         Field(

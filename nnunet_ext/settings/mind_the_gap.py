@@ -1,6 +1,7 @@
 """Settings of Mind the Gap."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -11,6 +12,15 @@ from nnunet_ext.settings import NEUTRAL, STRICT
 @dataclass(frozen=True, config=STRICT)
 class TranslatorSettings:
     """Settings of the translator. Defaults follow AD-GAN; the paper's length is not known."""
+
+    retired: ClassVar[Mapping[str, Any]] = {
+        "translator_lr": 2e-4,
+        "translator_reconstruction": 20.0,
+        "translator_cycle": 20.0,
+        "translator_content": 1.0,
+        "translator_pool": 50,
+        "translator_variant": "v1",
+    }
 
     translator_iterations: Annotated[
         int,
@@ -40,27 +50,6 @@ class TranslatorSettings:
     ] = 2
     translator_filters: Annotated[int, Field(ge=1, description="of the first convolution")] = 64
     translator_blocks: Annotated[int, Field(ge=1, description="residual blocks, each side")] = 4
-    translator_lr: Annotated[
-        float, Field(gt=0, allow_inf_nan=False, description="learning rate of Adam")
-    ] = 2e-4
-    translator_reconstruction: Annotated[
-        float, Field(ge=0, allow_inf_nan=False, description="weight of the reconstruction loss")
-    ] = 20.0
-    translator_cycle: Annotated[
-        float, Field(ge=0, allow_inf_nan=False, description="weight of the cycle loss")
-    ] = 20.0
-    translator_content: Annotated[
-        float, Field(ge=0, allow_inf_nan=False, description="weight of the content loss")
-    ] = 1.0
-    translator_pool: Annotated[
-        int, Field(ge=0, description="past translations that the discriminator sees again")
-    ] = 50
-    translator_variant: Annotated[
-        Literal["v1", "v2"],
-        Field(
-            description="v1: real images are real; v2: reconstructions, decoder learns them only"
-        ),
-    ] = "v1"
     translator_seed: Annotated[
         int, Field(ge=0, lt=2**31, description="of initial weights and of what is drawn")
     ] = 0
@@ -69,6 +58,8 @@ class TranslatorSettings:
 @dataclass(frozen=True, config=STRICT)
 class MindTheGapSettings(TranslatorSettings):
     """Settings of Mind the Gap: those of Step A (``translator_...``), then those of Step B."""
+
+    retired: ClassVar[Mapping[str, Any]] = {**TranslatorSettings.retired, "mask_detach": False}
 
     lambda_adv: Annotated[
         float,
@@ -92,9 +83,6 @@ class MindTheGapSettings(TranslatorSettings):
     mask_renorm: Annotated[
         bool, Field(description="only the mask's spatial variation counts; the paper has this not")
     ] = True
-    mask_detach: Annotated[
-        bool, Field(description="no gradient of the segmentation through the mask")
-    ] = False
     mask_at_inference: Annotated[
         bool, Field(description="mask in prediction, too", json_schema_extra=NEUTRAL)
     ] = True

@@ -1,6 +1,7 @@
 """Settings of RAM-DSIR."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -15,6 +16,15 @@ ADAM_ENCODER_LR = 0.5
 class RAMDSIRSettings:
     """Settings of RAM-DSIR. Defaults follow the authors' implementation where it has them."""
 
+    retired: ClassVar[Mapping[str, Any]] = {
+        "probability": 1.0,
+        "slicewise": None,
+        "bank_size": 64,
+        "complete_regions": True,
+        "full_resolution": False,
+        "average_views": None,
+    }
+
     ram: Annotated[
         bool, Field(description="a second view of each image, mixed with another domain's style")
     ] = True
@@ -27,25 +37,12 @@ class RAMDSIRSettings:
     band: Annotated[
         float, Field(ge=0, le=0.5, description="half-width of the mixed window, share of each axis")
     ] = 0.1
-    probability: Annotated[
-        float, Field(ge=0, le=1, description="chance of each image to be mixed")
-    ] = 1.0
     max_ratio: Annotated[
         float, Field(ge=0, le=1, description="highest weight of the partner's amplitudes")
     ] = 0.9
-    slicewise: Annotated[
-        bool | None,
-        Field(description="mix slices, not volumes; default where nnU-Net augments slices"),
-    ] = None
-    bank_size: Annotated[
-        int, Field(ge=1, description="recent patches per domain that partners are drawn from")
-    ] = 64
     consistency_weight: Annotated[
         float, Field(ge=0, allow_inf_nan=False, description="weight of the consistency")
     ] = 0.5
-    complete_regions: Annotated[
-        bool, Field(description="regions: compare both outcomes, not as published only one")
-    ] = True
     restoration_weight: Annotated[
         float, Field(ge=0, allow_inf_nan=False, description="weight of the restoration, per domain")
     ] = 0.1
@@ -56,14 +53,6 @@ class RAMDSIRSettings:
     max_stride: Annotated[
         int | None,
         Field(ge=1, description="restore from features at most so much smaller; default deepest"),
-    ] = None
-    full_resolution: Annotated[
-        bool,
-        Field(description="restore in full resolution, not half; as published, but costs more"),
-    ] = False
-    average_views: Annotated[
-        bool | None,
-        Field(description="halve the losses of two views, not sum them; default with sgd"),
     ] = None
     encoder_lr_factor: Annotated[
         float | None,

@@ -1,6 +1,7 @@
 """Settings of the top-k / bottom-all-but-sigma loss."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -15,6 +16,8 @@ SMALL_BATCH = 4
 class TopKSigmaSettings:
     """Settings of the loss. The paper's values are unknown; these defaults are ours."""
 
+    retired: ClassVar[Mapping[str, Any]] = {"tau": 0.1}
+
     sigma: Annotated[
         Annotated[float, Field(ge=0, lt=1)] | Literal["auto"],
         Field(description='share of voxels left out, or "auto": what validation patches tell'),
@@ -28,10 +31,6 @@ class TopKSigmaSettings:
             f"3D with batches below {SMALL_BATCH}",
         ),
     ] = None
-    tau: Annotated[
-        float,
-        Field(ge=0, allow_inf_nan=False, description="relative width of the smoothing"),
-    ] = 0.1
     smoothing: Annotated[
         Literal["gate", "integral", "hard"],
         Field(description="how the choice is smoothed; hard does not"),

@@ -13,17 +13,21 @@ from dynamic_network_architectures.building_blocks.helper import (
     get_matching_batchnorm,
     get_matching_instancenorm,
 )
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, nn
 
 from nnunet_ext.networks import CateNormUNet
-from nnunet_ext.settings import read_method_settings
 from nnunet_ext.settings.catenorm import CateNormSettings
-from nnunet_ext.trainers.base import ExtensionTrainer, Losses
+from nnunet_ext.trainers.base import ExtensionTrainer
+from nnunet_ext.trainers.configured import SettingsByMethod
 from nnunet_ext.trainers.distributed import gather, unwrap
+from nnunet_ext.trainers.optimisation import Losses
+from nnunet_ext.trainers.phases import Phase
 
 FIRST_PASS = "first_pass"
 SECOND_PASS = "second_pass"
+TWO_PASSES = "two passes"
+"""The phase after the plain one."""
 
 
 class CateNormTrainer(ExtensionTrainer):
@@ -34,50 +38,36 @@ class CateNormTrainer(ExtensionTrainer):
     clipped to 0.1 in pass 2 only; the optimiser runs on when the second pass is switched on.
     """
 
-    method_settings: ClassVar[dict[str, type]] = {"catenorm": CateNormSettings}
+    settings_key: ClassVar[str] = "catenorm"
+    settings_class: ClassVar[type | None] = CateNormSettings
     leaves_parameters_unused: ClassVar[bool] = True
 
     @classmethod
-    def build_network_architecture(
+    def adapt_configuration(
+        cls, configuration: ConfigurationManager, settings: SettingsByMethod
+    ) -> ConfigurationManager:
+        """Exchange the normalisation of the planned network, if asked for."""
+        return _with_norm(configuration, settings.of(CateNormSettings).norm)
+
+    @classmethod
+    def wrap_network(
         cls,
-        plans_manager: PlansManager,
-        configuration_manager: ConfigurationManager,
-        num_input_channels: int,
+        unet: nn.Module,
+        settings: SettingsByMethod,
+        configuration: ConfigurationManager,
         num_output_channels: int,
-        enable_deep_supervision: bool = True,
     ) -> nn.Module:
-        """Wrap the planned U-Net; all that shapes it comes from the plans."""
-        settings = read_method_settings(
-            configuration_manager.configuration, "catenorm", CateNormSettings
-        )
-        unet = super().build_network_architecture(
-            plans_manager,
-            _with_norm(configuration_manager, settings.norm),
-            num_input_channels,
-            num_output_channels,
-            enable_deep_supervision,
-        )
+        """Give the planned network a second pass."""
+        chosen = settings.of(CateNormSettings)
         return CateNormUNet(
             unet,
             num_output_channels,
-            encoder_stages=settings.encoder_stages,
-            decoder_stages=settings.decoder_stages,
-            reduction=settings.reduction,
-            follow_stage_kernel=settings.follow_stage_kernel,
-            recompute=settings.recompute,
-            predict=settings.predict,
+            encoder_stages=chosen.encoder_stages,
+            decoder_stages=chosen.decoder_stages,
+            reduction=chosen.reduction,
+            recompute=chosen.recompute,
+            predict=chosen.predict,
         )
-
-    @property
-    def catenorm(self) -> CateNormSettings:
-        """The settings in force."""
-        settings: CateNormSettings = self.settings["catenorm"]
-        return settings
-
-    @property
-    def plain_epochs(self) -> int:
-        """Epochs of plain training before the second pass is switched on."""
-        return int(self.catenorm.plain_fraction * self.num_epochs)
 
     @property
     def _unet(self) -> CateNormUNet:
@@ -90,19 +80,22 @@ class CateNormTrainer(ExtensionTrainer):
         super().initialize()
         self._unet.use_regions(self.label_manager.has_regions)
 
-    def on_train_epoch_start(self) -> None:
-        """Switch the second pass on once the plain phase is over."""
-        if self.current_epoch >= self.plain_epochs and not self._unet.active:
-            self._unet.activate(self.catenorm.initialisation)
-            self.begin_phase()
-            self.print_to_log_file("CateNorm: the second pass is switched on.")
-        super().on_train_epoch_start()
+    def phases(self) -> list[Phase]:
+        """Plain training first, then two passes."""
+        plain = self.settings.of(CateNormSettings).plain_fraction
+        return [*super().phases(), Phase(TWO_PASSES, plain, outdates_best=True)]
+
+    def on_phase_begin(self, phase: Phase) -> None:
+        """Switch the second pass on."""
+        super().on_phase_begin(phase)
+        if phase.name == TWO_PASSES and not self._unet.active:
+            self._unet.activate(self.settings.of(CateNormSettings).initialisation)
 
     def compute_losses(self, data: Tensor, target: Any, keys: list[str]) -> Iterator[Losses]:
         """One update per pass, or one on the sum of both losses (``updates: "joint"``)."""
         if not self._unet.active:
             yield {FIRST_PASS: self.loss(self.network(data, mode="first"), target)}
-        elif self.catenorm.updates == "joint":
+        elif self.settings.of(CateNormSettings).updates == "joint":
             first, second = self.network(data, mode="both")
             yield {FIRST_PASS: self.loss(first, target), SECOND_PASS: self.loss(second, target)}
         else:
@@ -127,10 +120,7 @@ class CateNormTrainer(ExtensionTrainer):
             first, second = self.network(
                 batch["data"].to(self.device, non_blocking=True), mode="both"
             )
-        with self.network_answering(first):
-            # nnU-Net edits targets in place where there is an ignore label
-            untouched = {**batch, "target": copy.deepcopy(batch["target"])}
-            self._first_pass_scores.append(super().validation_step(untouched))
+        self._first_pass_scores.append(self.scores_beside(first, batch))
         with self.network_answering(second):
             scores = super().validation_step(batch)
         return scores

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -18,18 +18,16 @@ from nnunet_ext.losses import ConsistencyReinforcementLoss, SemanticDecouplingLo
 from nnunet_ext.losses.condseg import AnyForeground, any_foreground
 from nnunet_ext.networks import ConDSegNet
 from nnunet_ext.networks.condseg.network import EncoderFirstUNet
-from nnunet_ext.settings import read_method_settings
 from nnunet_ext.settings.condseg import ConDSegSettings
-from nnunet_ext.trainers.base import (
-    LR_FACTOR,
-    ExtensionTrainer,
-    Losses,
-    Update,
-    give_own_rate,
-)
+from nnunet_ext.trainers.base import ExtensionTrainer
+from nnunet_ext.trainers.configured import SettingsByMethod
 from nnunet_ext.trainers.distributed import gather, unwrap
+from nnunet_ext.trainers.optimisation import LR_FACTOR, Losses, Update, give_own_rate
+from nnunet_ext.trainers.phases import Phase
 
 ENCODER_HEAD = "encoder_head"
+WHOLE_NETWORK = "whole network"
+"""The phase after that of the encoder."""
 COLOUR_NAMES = ({"r", "g", "b"}, {"red", "green", "blue"}, {"rgb_to_0_1"})
 """Names of three channels that are colours."""
 AUXILIARY_WEIGHT = 2.0
@@ -45,52 +43,36 @@ class ConDSegTrainer(ExtensionTrainer):
     keep their ratios but are scaled, because SGD, unlike Adam, minds the size of a loss.
     """
 
-    method_settings: ClassVar[dict[str, type]] = {"condseg": ConDSegSettings}
+    settings_key: ClassVar[str] = "condseg"
+    settings_class: ClassVar[type | None] = ConDSegSettings
     leaves_parameters_unused: ClassVar[bool] = True
 
     @classmethod
-    def build_network_architecture(
+    def wrap_network(
         cls,
-        plans_manager: PlansManager,
-        configuration_manager: ConfigurationManager,
-        num_input_channels: int,
+        unet: nn.Module,
+        settings: SettingsByMethod,
+        configuration: ConfigurationManager,
         num_output_channels: int,
-        enable_deep_supervision: bool = True,
     ) -> nn.Module:
         """Give the planned encoder the decoder that the plans ask for."""
-        settings = read_method_settings(
-            configuration_manager.configuration, "condseg", ConDSegSettings
-        )
-        unet = super().build_network_architecture(
-            plans_manager,
-            configuration_manager,
-            num_input_channels,
-            num_output_channels,
-            enable_deep_supervision,
-        )
-        if settings.decoder == "plan":
+        chosen = settings.of(ConDSegSettings)
+        if chosen.decoder == "plan":
             return EncoderFirstUNet(unet)
         return ConDSegNet(
             unet,
             num_output_channels,
-            configuration_manager.patch_size,
-            width=settings.width,
-            heads=settings.heads,
-            attention_budget=settings.attention_budget,
-            full_resolution_skip=settings.full_resolution_skip,
-            recompute=settings.recompute,
+            configuration.patch_size,
+            width=chosen.width,
+            attention_budget=chosen.attention_budget,
+            recompute=chosen.recompute,
         )
 
-    def _apply_training_settings(self) -> None:
-        super()._apply_training_settings()
+    def apply_training_settings(self) -> None:
+        """Go without deep supervision, which the method lacks."""
+        super().apply_training_settings()
         # now, because targets, loss and data loaders are made for it
-        self.enable_deep_supervision = self.condseg.decoder == "plan"
-
-    @property
-    def condseg(self) -> ConDSegSettings:
-        """The settings in force."""
-        settings: ConDSegSettings = self.settings["condseg"]
-        return settings
+        self.enable_deep_supervision = self.settings.of(ConDSegSettings).decoder == "plan"
 
     @property
     def _unet(self) -> EncoderFirstUNet:
@@ -99,53 +81,51 @@ class ConDSegTrainer(ExtensionTrainer):
         return network
 
     @property
-    def first_phase_epochs(self) -> int:
-        """Epochs that train the encoder alone."""
-        share = 0.0 if self.condseg.consistency == "off" else self.condseg.first_phase
-        return int(share * self.num_epochs)
-
-    @property
     def in_first_phase(self) -> bool:
         """Whether this epoch trains the encoder alone."""
-        return self.current_epoch < self.first_phase_epochs
+        return not self.reached(WHOLE_NETWORK)
 
     def build_auxiliary(self) -> dict[str, nn.Module]:
         """The light head; it is saved for good, so that the number of epochs may be changed."""
-        if self.condseg.consistency == "off":
+        if self.settings.of(ConDSegSettings).consistency == "off":
             return {}
         head = self._unet.encoder_head(self.label_manager.num_segmentation_heads)
         return {ENCODER_HEAD: head}
 
     def configure_optimizers(self, *stage: str) -> tuple[Optimizer, PolyLRScheduler]:
         """One optimiser for both phases, the encoder in a parameter group of its own."""
-        optimizer, _ = super().configure_optimizers(*stage)
+        optimizer, scheduler = super().configure_optimizers(*stage)
         give_own_rate(optimizer, self._unet.encoder.parameters(), 1)
-        scheduler = TwoPhasePolyLR(
-            optimizer, self.initial_lr, self.num_epochs, self.first_phase_epochs
-        )
         return optimizer, scheduler
 
     def _build_loss(self) -> nn.Module:
         self._consistency = ConsistencyReinforcementLoss(self.label_manager.has_regions)
-        self._decoupling = SemanticDecouplingLoss(self.condseg.max_area_weight)
+        self._decoupling = SemanticDecouplingLoss()
         loss: nn.Module = super()._build_loss()
         return loss
 
     # ----------------------------------------------------------------------------------- phases
 
+    def phases(self) -> list[Phase]:
+        """The encoder first, then all of it, with a schedule for each."""
+        settings = self.settings.of(ConDSegSettings)
+        share = 0.0 if settings.consistency == "off" else settings.first_phase
+        anew = {"fresh_schedule": True, "fresh_optimizer": True, "outdates_best": True}
+        return [*super().phases(), Phase(WHOLE_NETWORK, share, **anew)]
+
+    def on_phase_begin(self, phase: Phase) -> None:
+        """Let the encoder learn more slowly, if it has been trained already."""
+        super().on_phase_begin(phase)
+        if phase.name == WHOLE_NETWORK and self.current_epoch > 0:
+            factor = self.settings.of(ConDSegSettings).encoder_lr_factor
+            self.optimizer.param_groups[-1][LR_FACTOR] = factor
+
     def on_train_epoch_start(self) -> None:
-        """Change phase where its epoch has come."""
-        encoder = self.optimizer.param_groups[-1]
-        trained = self.first_phase_epochs and not self.in_first_phase
-        encoder[LR_FACTOR] = self.condseg.encoder_lr_factor if trained else 1
-        if self.in_first_phase:
-            self._best_ema = float("inf")  # with an untrained decoder nothing is worth keeping
-        elif self._best_ema == float("inf"):
-            self.begin_phase()
-            self.optimizer.state.clear()  # momentum of the first phase
-            self.print_to_log_file("ConDSeg: the whole network is trained.")
-        self._uncertain: list[Tensor] = []
+        """Keep no best checkpoint while the decoder is untrained."""
         super().on_train_epoch_start()
+        if self.in_first_phase:
+            self._best_ema = float("inf")
+        self._uncertain: list[Tensor] = []
 
     def compute_losses(
         self, data: Tensor, target: Any, keys: list[str]
@@ -153,7 +133,7 @@ class ConDSegTrainer(ExtensionTrainer):
         """The losses of the present phase, which are those of stock nnU-Net for its decoder."""
         if self.in_first_phase:
             return self._losses_of_encoder(data, target)
-        if self.condseg.decoder == "plan":
+        if self.settings.of(ConDSegSettings).decoder == "plan":
             return super().compute_losses(data, target, keys)
         return self._losses_of_decoder(data, target)
 
@@ -167,7 +147,7 @@ class ConDSegTrainer(ExtensionTrainer):
         views = torch.cat([data, self._strong_view(data)])
         plain, strong = self._encoder_logits(views).chunk(2)
         losses = {"plain_view": loss(plain, target) / 2, "strong_view": loss(strong, target) / 2}
-        if self.condseg.consistency == "on":
+        if self.settings.of(ConDSegSettings).consistency == "on":
             valid = self._any_foreground(target).valid
             losses["consistency"] = self._consistency(plain, strong, valid) / 2
         return losses
@@ -228,28 +208,3 @@ class ConDSegTrainer(ExtensionTrainer):
         with self.network_answering([logits] if self.enable_deep_supervision else logits):
             scores = super().validation_step(batch)
         return scores
-
-
-class TwoPhasePolyLR(PolyLRScheduler):
-    """nnU-Net's schedule, once for each phase.
-
-    Args:
-        optimizer: Gets the rates.
-        initial_lr: Rate at the beginning of either phase.
-        max_steps: Epochs of both together.
-        first_phase: Epochs of the first.
-    """
-
-    def __init__(
-        self, optimizer: Optimizer, initial_lr: float, max_steps: int, first_phase: int
-    ) -> None:
-        self.phases = (first_phase, max_steps - first_phase)
-        super().__init__(optimizer, initial_lr, max_steps)
-
-    def step(self, current_step: int | None = None) -> None:
-        """Set the rates of an epoch; without one, as torch calls it once, those of the first."""
-        epoch = current_step or 0
-        first, second = self.phases
-        in_second = epoch >= first
-        self.max_steps = second if in_second else first
-        super().step(epoch - first if in_second else epoch)

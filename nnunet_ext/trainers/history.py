@@ -3,11 +3,15 @@
 import csv
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from matplotlib import style
 from matplotlib.figure import Figure
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_ext._common.files import replacing
+from nnunet_ext.trainers.distributed import gather
 
 EPOCH = "epoch"
 
@@ -60,3 +64,39 @@ class History:
             others.get_yaxis().set_visible(set(self.names) > set(self.losses))
             figure.legend(loc="outside upper center", ncols=4, frameon=False)
             figure.savefig(path, dpi=120)
+
+
+class RecordingTrainer(nnUNetTrainer):
+    """Keeps a history of every part of the loss, and of every other figure of an epoch."""
+
+    history: History
+    _figures: dict[str, float]  # of the epoch that has not ended
+
+    def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
+        """Record the mean of each part of the loss."""
+        parts = [output.pop("parts") for output in train_outputs]
+        super().on_train_epoch_end(train_outputs)
+        parts = [part for rank in gather(parts) for part in rank]
+        names = list(dict.fromkeys(name for part in parts for name in part))
+        self.history.losses += [name for name in names if name not in self.history.losses]
+        for name in names:
+            values = [part[name] for part in parts if name in part]
+            finite = [value for value in values if np.isfinite(value)]
+            self.record(name, float(np.mean(finite or values)))
+
+    def record(self, name: str, value: float) -> None:
+        """Put a figure of this epoch into ``losses.csv``, its plot, the log and W&B."""
+        self._figures[name] = value
+
+    def on_epoch_end(self) -> None:
+        """Log what was recorded, then write ``losses.csv`` and its plot."""
+        self.print_to_log_file(*(f"{name} {value:.4f} " for name, value in self._figures.items()))
+        self.history.add(self.current_epoch, self._figures)
+        for logger in self.logger.loggers:
+            for name, value in self._figures.items():
+                logger.log(f"nnunet_ext/{name}", value, self.current_epoch)
+        self._figures = {}
+        super().on_epoch_end()
+        if self.local_rank == 0:
+            self.history.write_csv(Path(self.output_folder, "losses.csv"))
+            self.history.plot(Path(self.output_folder, "losses.png"))

@@ -10,21 +10,18 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
-from unittest.mock import patch
 
 import torch
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import (
     NonDetMultiThreadedAugmenter,
 )
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
-from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, nn
-from torch import distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from nnunet_ext._common.attributes import replaced
 from nnunet_ext._common.errors import UserError
 from nnunet_ext._common.precision import full_precision
 from nnunet_ext.domains.preprocessing import preprocessed_unlabelled
@@ -32,10 +29,11 @@ from nnunet_ext.losses import alignment_losses, critic_loss
 from nnunet_ext.networks import LocallyMaskedUNet, OutputCritic, frozen
 from nnunet_ext.networks.catenorm import Logits
 from nnunet_ext.networks.mind_the_gap.translator import SOURCE, TARGET
-from nnunet_ext.settings import read_method_settings
 from nnunet_ext.settings.mind_the_gap import MindTheGapSettings
-from nnunet_ext.trainers.base import ExtensionTrainer, Losses, Update
+from nnunet_ext.trainers.base import ExtensionTrainer
+from nnunet_ext.trainers.configured import SettingsByMethod
 from nnunet_ext.trainers.distributed import first_rank_first, unwrap
+from nnunet_ext.trainers.optimisation import Losses, Update
 from nnunet_ext.translation.cases import translated_cases
 
 CRITIC_BETAS = (0.9, 0.99)
@@ -56,9 +54,11 @@ class MindTheGapTrainer(ExtensionTrainer):
     labelled patches that nnU-Net draws for their foreground.
     """
 
-    method_settings: ClassVar[dict[str, type]] = {"mind_the_gap": MindTheGapSettings}
+    settings_key: ClassVar[str] = "mind_the_gap"
+    settings_class: ClassVar[type | None] = MindTheGapSettings
 
     preprocessed_dataset_folder: str
+    _loads_unlabelled = False
 
     def __init__(
         self,
@@ -77,48 +77,31 @@ class MindTheGapTrainer(ExtensionTrainer):
         self.labelled_folder = Path(self.preprocessed_dataset_folder)
         self._unlabelled_cases: Any = None  # data set of target images
         self._unlabelled: Any = None  # their loader
-        self._critic_schedule: Any = None
         self._translations = ""  # name of the folder that a checkpoint was trained on
 
     @classmethod
-    def build_network_architecture(
+    def wrap_network(
         cls,
-        plans_manager: PlansManager,
-        configuration_manager: ConfigurationManager,
-        num_input_channels: int,
+        unet: nn.Module,
+        settings: SettingsByMethod,
+        configuration: ConfigurationManager,
         num_output_channels: int,
-        enable_deep_supervision: bool = True,
     ) -> nn.Module:
-        """Wrap the planned U-Net; all that shapes it comes from the plans."""
-        settings = read_method_settings(
-            configuration_manager.configuration, "mind_the_gap", MindTheGapSettings
-        )
-        unet = super().build_network_architecture(
-            plans_manager,
-            configuration_manager,
-            num_input_channels,
-            num_output_channels,
-            enable_deep_supervision,
-        )
+        """Give the planned network the local mask."""
+        chosen = settings.of(MindTheGapSettings)
         return LocallyMaskedUNet(
             unet,
-            stride=settings.mask_stride,
-            scope=settings.mask_scope,
-            renorm=settings.mask_renorm,
-            detach=settings.mask_detach,
-            mask_at_inference=settings.mask_at_inference,
+            stride=chosen.mask_stride,
+            scope=chosen.mask_scope,
+            renorm=chosen.mask_renorm,
+            mask_at_inference=chosen.mask_at_inference,
         )
-
-    @property
-    def mind_the_gap(self) -> MindTheGapSettings:
-        """The settings in force."""
-        settings: MindTheGapSettings = self.settings["mind_the_gap"]
-        return settings
 
     @property
     def aligns(self) -> bool:
         """Whether target images are used at all, beyond Step A."""
-        return self.mind_the_gap.lambda_adv > 0 or self.mind_the_gap.mask_scope != "off"
+        settings = self.settings.of(MindTheGapSettings)
+        return settings.lambda_adv > 0 or settings.mask_scope != "off"
 
     @property
     def _masked(self) -> LocallyMaskedUNet:
@@ -134,14 +117,17 @@ class MindTheGapTrainer(ExtensionTrainer):
             self._use_translated_images()
         loaders = super().get_dataloaders()
         if self.aligns:
-            cases = self._unlabelled_cases
-            with (
-                patch.object(self, "get_tr_and_val_datasets", lambda: (cases, cases)),
-                patch.object(self, "oversample_foreground_percent", 0.0),
-            ):
+            with replaced(self, _loads_unlabelled=True, oversample_foreground_percent=0.0):
                 self._unlabelled, unused = super().get_dataloaders()
             _finish(unused)
         return loaders
+
+    def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
+        """Give the unlabelled images to the loader that is theirs."""
+        if self._loads_unlabelled:
+            return self._unlabelled_cases, self._unlabelled_cases
+        labelled: tuple[Any, Any] = super().get_tr_and_val_datasets()
+        return labelled
 
     def _use_translated_images(self) -> None:
         """Have nnU-Net read labelled cases in target looks, which may need Step A first."""
@@ -161,11 +147,12 @@ class MindTheGapTrainer(ExtensionTrainer):
             infer_dataset_class(str(folder))(str(folder))
             for folder in (self.labelled_folder, unlabelled)
         )
-        if self.mind_the_gap.translator_iterations == 0:
+        settings = self.settings.of(MindTheGapSettings)
+        if settings.translator_iterations == 0:
             return
         translated = translated_cases(
             [labelled_cases, self._unlabelled_cases],
-            self.mind_the_gap,
+            settings,
             self.labelled_folder,
             self.device,
             self.print_to_log_file,
@@ -202,32 +189,12 @@ class MindTheGapTrainer(ExtensionTrainer):
         heads = self.label_manager.num_segmentation_heads
         return {"output_critic": OutputCritic(heads, self.configuration_manager.patch_size)}
 
-    def _wrap_for_ddp(self) -> None:
-        # critics go through several passes for each of theirs backward, which DDP does not
-        # stand; their gradients are averaged where they are optimised
-        network = unwrap(self.network, keep_compiled=True)
-        critic = {id(parameter) for parameter in self._masked.feature_critic.parameters()}
-        names = [name for name, each in network.named_parameters() if id(each) in critic]
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(network, names)
-        self.network = DistributedDataParallel(network, device_ids=[self.local_rank])
-        for parameter in self._critic_parameters():
-            dist.broadcast(parameter.data, src=0)
-
-    def _critic_parameters(self) -> list[nn.Parameter]:
-        return [*self._masked.feature_critic.parameters(), *self.auxiliary.parameters()]
-
     def build_auxiliary_optimizers(self) -> dict[str, Optimizer]:
         """Build one optimiser for both critics."""
         # nnU-Net's optimiser has the feature critic, too, but never sees it with a gradient
-        lr = self.mind_the_gap.critic_lr
-        optimizer = torch.optim.Adam(self._critic_parameters(), lr, betas=CRITIC_BETAS)
-        self._critic_schedule = PolyLRScheduler(optimizer, lr, self.num_epochs)
-        return {"critics": optimizer}
-
-    def on_train_epoch_start(self) -> None:
-        """Set the critics' learning rate, too."""
-        super().on_train_epoch_start()
-        self._critic_schedule.step(self.current_epoch)
+        critics = [*self._masked.feature_critic.parameters(), *self.auxiliary.parameters()]
+        lr = self.settings.of(MindTheGapSettings).critic_lr
+        return {"critics": torch.optim.Adam(critics, lr, betas=CRITIC_BETAS)}
 
     def compute_losses(
         self, data: Tensor, target: Any, keys: list[str]
@@ -242,13 +209,15 @@ class MindTheGapTrainer(ExtensionTrainer):
         with frozen(self._masked.feature_critic, output_critic):
             domains = [torch.full((len(data),), d, device=self.device) for d in (SOURCE, TARGET)]
             ask = partial(self.network, return_features=True)
-            answers = self.answers(ask, [data, images], domains)
-            (source, source_features), (logits, features) = answers
+            # no name for both together, or nothing would be freed before the critics' update
+            (source, source_features), (logits, features) = self.answers(
+                ask, [data, images], domains
+            )
             parts: Losses = {"segmentation": self.loss(source, target)}
             with full_precision(self.device):
                 outputs = self._probabilities(logits)
                 alignment = alignment_losses(self._masked.score(features), output_critic(outputs))
-            weight = self.mind_the_gap.lambda_adv
+            weight = self.settings.of(MindTheGapSettings).lambda_adv
             parts |= {f"{name}_alignment": weight * part for name, part in alignment.items()}
         alike = self._drawn_alike
         with full_precision(self.device):
@@ -293,20 +262,20 @@ class MindTheGapTrainer(ExtensionTrainer):
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Predict translated held-out cases, which are never masked."""
         untranslated = Path(self.preprocessed_dataset_folder) == self.labelled_folder
-        if self.mind_the_gap.translator_iterations and untranslated:  # with --val
-            self._use_translated_images()
+        if untranslated and self.settings.of(MindTheGapSettings).translator_iterations:
+            self._use_translated_images()  # with --val
         with self._answering_as_source():
             super().perform_actual_validation(save_probabilities)
 
     @contextmanager
     def _answering_as_source(self) -> Iterator[None]:
         """Have the network take images for labelled ones, which are never masked."""
-        usual = self._masked.inference_domain
-        self._masked.inference_domain = SOURCE
+        usual = self._masked.inference_domain.clone()
+        self._masked.inference_domain.fill_(SOURCE)
         try:
             yield
         finally:
-            self._masked.inference_domain = usual
+            self._masked.inference_domain.copy_(usual)
 
 
 def _finish(loader: Any) -> None:

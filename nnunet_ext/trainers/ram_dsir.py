@@ -21,8 +21,9 @@ from nnunet_ext.losses.ram_dsir import over_domains
 from nnunet_ext.networks import RestorationDecoder
 from nnunet_ext.networks.ram_dsir import return_features
 from nnunet_ext.settings.ram_dsir import ADAM_ENCODER_LR, RAMDSIRSettings
-from nnunet_ext.trainers.base import ExtensionTrainer, Losses, give_own_rate
+from nnunet_ext.trainers.base import ExtensionTrainer
 from nnunet_ext.trainers.distributed import gather, unwrap
+from nnunet_ext.trainers.optimisation import Losses, give_own_rate
 
 ORIGINAL = "original"
 MIXED = "mixed"
@@ -47,26 +48,14 @@ class RAMDSIRTrainer(ExtensionTrainer):
     resolution, with instance instead of batch normalisation; no normalisation by test batches.
     """
 
-    method_settings: ClassVar[dict[str, type]] = {"ram_dsir": RAMDSIRSettings}
+    settings_key: ClassVar[str] = "ram_dsir"
+    settings_class: ClassVar[type | None] = RAMDSIRSettings
     requires_domains: ClassVar[bool] = True
-
-    @property
-    def ram_dsir(self) -> RAMDSIRSettings:
-        """The settings in force."""
-        settings: RAMDSIRSettings = self.settings["ram_dsir"]
-        return settings
 
     @property
     def domain_names(self) -> list[str]:
         """All domains of the data set, those that this fold holds out included, by number."""
         return sorted(set(self.domains.values()))
-
-    @property
-    def slicewise(self) -> bool:
-        """Whether slices are mixed instead of volumes."""
-        if self.ram_dsir.slicewise is not None:
-            return self.ram_dsir.slicewise
-        return self.has_thick_slices
 
     @property
     def averages_views(self) -> bool:
@@ -75,14 +64,12 @@ class RAMDSIRTrainer(ExtensionTrainer):
         Their sum doubles the gradients, which nnU-Net's learning rate and clipping for SGD are
         not made for; Adam does not mind.
         """
-        if self.ram_dsir.average_views is not None:
-            return self.ram_dsir.average_views
         return self.training_settings.optimizer == "sgd"
 
     @property
     def encoder_lr_factor(self) -> float:
         """Learning rate of the encoder over that of everything else."""
-        settings = self.ram_dsir
+        settings = self.settings.of(RAMDSIRSettings)
         if settings.encoder_lr_factor is not None:
             return settings.encoder_lr_factor
         literal = settings.restoration and self.training_settings.optimizer == "adam"
@@ -92,19 +79,16 @@ class RAMDSIRTrainer(ExtensionTrainer):
 
     def initialize(self) -> None:
         """Make the bank of styles and the losses."""
-        settings = self.ram_dsir
-        self._bank = StyleBank(len(self.domain_names), settings.bank_size)
+        self._bank = StyleBank(len(self.domain_names))
         self._generator = torch.Generator()  # on the CPU, so that drawing does not wait for a GPU
         self._generator.seed()
         super().initialize()
-        self._consistency = SymmetricKLConsistency(
-            self.label_manager.has_regions, settings.complete_regions
-        )
-        self._restoration = RestorationLoss(settings.intensity_range)
+        self._consistency = SymmetricKLConsistency(self.label_manager.has_regions)
+        self._restoration = RestorationLoss(self.settings.of(RAMDSIRSettings).intensity_range)
 
     def build_auxiliary(self) -> dict[str, nn.Module]:
         """Build the restoration decoder, if images are to be restored."""
-        settings = self.ram_dsir
+        settings = self.settings.of(RAMDSIRSettings)
         if not settings.restoration:
             return {}
         network: Any = unwrap(self.network)
@@ -113,7 +97,6 @@ class RAMDSIRTrainer(ExtensionTrainer):
             self.image_channels,
             len(self.domain_names),
             settings.max_stride,
-            settings.full_resolution,
         )
         return_features(network, decoder.stage)
         return {RESTORATION: decoder}
@@ -129,7 +112,7 @@ class RAMDSIRTrainer(ExtensionTrainer):
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> Any:
         """Leave out what changes styles if the settings say so."""
         transforms = super().get_training_transforms(*args, **kwargs)
-        if not self.ram_dsir.style_augmentation:
+        if not self.settings.of(RAMDSIRSettings).style_augmentation:
             transforms.transforms = [
                 each
                 for each in transforms.transforms
@@ -151,7 +134,7 @@ class RAMDSIRTrainer(ExtensionTrainer):
 
     def compute_losses(self, data: Tensor, target: Any, keys: list[str]) -> Losses:
         """Segment both views, compare them, and restore the image from the last."""
-        settings = self.ram_dsir
+        settings = self.settings.of(RAMDSIRSettings)
         names = self.domain_names
         domains = [names.index(self.domains[key]) for key in keys]
         views = {ORIGINAL: data}
@@ -180,13 +163,12 @@ class RAMDSIRTrainer(ExtensionTrainer):
 
     def _mix(self, data: Tensor, domains: list[int]) -> Tensor:
         """Give images (B, C, *S) styles of other domains, as far as the bank knows any."""
-        settings = self.ram_dsir
+        settings = self.settings.of(RAMDSIRSettings)
         images, others = data.tensor_split([self.image_channels], dim=1)
-        frequencies = low_frequencies(images, settings.band, slicewise=self.slicewise)
+        frequencies = low_frequencies(images, settings.band, slicewise=self.has_thick_slices)
         partners, found = self._bank.draw(frequencies.style, domains, self._generator)
-        chosen = torch.rand(len(data), generator=self._generator) < settings.probability
-        ratios = draw_ratios(len(data), self._generator, settings.max_ratio) * (found & chosen)
-        mixed = mix(images, frequencies, partners, ratios, slicewise=self.slicewise)
+        ratios = draw_ratios(len(data), self._generator, settings.max_ratio) * found
+        mixed = mix(images, frequencies, partners, ratios, slicewise=self.has_thick_slices)
         self._bank.push(frequencies.style, domains)
         self._mixed_images += int((ratios > 0).sum())
         self._images += len(ratios)
@@ -213,10 +195,10 @@ class RAMDSIRTrainer(ExtensionTrainer):
         """Record the share of mixed images and the restoration error of each domain."""
         super().on_train_epoch_end(train_outputs)
         counts = gather((self._mixed_images, self._images, self._errors.cpu()))
-        if self.ram_dsir.ram:
+        if self.settings.of(RAMDSIRSettings).ram:
             mixed, images = (sum(rank[i] for rank in counts) for i in (0, 1))
             self.record("mixed_share", mixed / max(images, 1))
-        if self.ram_dsir.restoration:
+        if self.settings.of(RAMDSIRSettings).restoration:
             sums, numbers = torch.stack([rank[2] for rank in counts]).sum(0).tolist()
             for name, error, number in zip(self.domain_names, sums, numbers, strict=True):
                 if number:

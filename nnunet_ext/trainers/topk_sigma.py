@@ -19,8 +19,12 @@ from nnunet_ext.settings.topk_sigma import SMALL_BATCH, TopKSigmaSettings
 from nnunet_ext.trainers.base import ExtensionTrainer
 from nnunet_ext.trainers.catenorm import CateNormTrainer
 from nnunet_ext.trainers.distributed import gather
+from nnunet_ext.trainers.phases import Phase
 
 TRIMS_TOO_MUCH = 0.5
+RAMP = "ramp"
+FULL_STRENGTH = "full strength"
+"""Phases after the warm-up."""
 AUTO = "auto"
 ESTIMATE = "estimated_sigma"
 RECENT_EPOCHS = 5
@@ -35,20 +39,21 @@ class TopKSigmaMixin(ExtensionTrainer):
     rare classes; validation always reports it.
     """
 
-    method_settings: ClassVar[dict[str, type]] = {"topk_sigma": TopKSigmaSettings}
+    settings_key: ClassVar[str] = "topk_sigma"
+    settings_class: ClassVar[type | None] = TopKSigmaSettings
 
     loss: TopKSigmaCompoundLoss
 
-    @property
-    def topk_sigma(self) -> TopKSigmaSettings:
-        """The settings in force."""
-        settings: TopKSigmaSettings = self.settings["topk_sigma"]
-        return settings
+    def phases(self) -> list[Phase]:
+        """nnU-Net's own loss first, then more and more of the envelope."""
+        settings = self.settings.of(TopKSigmaSettings)
+        full = settings.warm_up + settings.ramp
+        return [*super().phases(), Phase(RAMP, settings.warm_up), Phase(FULL_STRENGTH, full)]
 
     @property
     def target_sigma(self) -> float:
         """Sigma at full strength; for "auto" the median estimate of the recent epochs."""
-        sigma = self.topk_sigma.sigma
+        sigma = self.settings.of(TopKSigmaSettings).sigma
         if not isinstance(sigma, str):
             return sigma
         recent = [row[ESTIMATE] for row in self.history.rows[-RECENT_EPOCHS:]]
@@ -57,7 +62,7 @@ class TopKSigmaMixin(ExtensionTrainer):
     @property
     def target_top_fraction(self) -> float:
         """Share of images at full strength."""
-        settings, configuration = self.topk_sigma, self.configuration_manager
+        settings, configuration = self.settings.of(TopKSigmaSettings), self.configuration_manager
         few = len(configuration.patch_size) == 3 and configuration.batch_size < SMALL_BATCH
         # "auto" changes nothing without evidence, and of hard images it looks for none
         return settings.top_fraction or (1.0 if few or settings.sigma == AUTO else 0.5)
@@ -65,10 +70,10 @@ class TopKSigmaMixin(ExtensionTrainer):
     @property
     def strength(self) -> float:
         """How far the ramp has come in this epoch, from 0 in the warm-up to 1."""
-        settings = self.topk_sigma
-        since_warm_up = self.current_epoch - round(settings.warm_up * self.num_epochs)
-        ramp = round(settings.ramp * self.num_epochs)
-        return 1.0 if since_warm_up >= ramp else max(since_warm_up / max(ramp, 1), 0.0)
+        if self.reached(FULL_STRENGTH):
+            return 1.0
+        start, end = self.start_of(RAMP), self.start_of(FULL_STRENGTH)
+        return max(self.current_epoch - start, 0) / max(end - start, 1)
 
     @property
     def class_names(self) -> list[str]:
@@ -88,10 +93,9 @@ class TopKSigmaMixin(ExtensionTrainer):
         return [*regions, *(f"outside_{name}" for name in regions)]
 
     def _build_loss(self) -> nn.Module:
-        settings = self.topk_sigma
+        settings = self.settings.of(TopKSigmaSettings)
         envelope = TopKSigmaLoss(
             smoothing=settings.smoothing,
-            tau=settings.tau,
             scope=settings.scope,
             num_classes=len(self.class_names),
         )
@@ -105,11 +109,11 @@ class TopKSigmaMixin(ExtensionTrainer):
 
     def on_train_epoch_start(self) -> None:
         """Set how much is left out in this epoch."""
+        super().on_train_epoch_start()
         envelope = self.loss.envelope
         envelope.sigma = self.strength * self.target_sigma
         envelope.top_fraction = 1 - self.strength * (1 - self.target_top_fraction)
         self.loss.train()
-        super().on_train_epoch_start()
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
         """Record what was left out, and warn if it is a lot."""

@@ -55,9 +55,11 @@ def translated_cases(
         UserError: See :class:`~nnunet_ext.translation.training.TranslatorTraining`.
     """
     record = {
-        # those of Step B, which may stand beside them, are of no consequence here
         "settings": {
-            each.name: getattr(settings, each.name) for each in fields(TranslatorSettings)
+            # constants by now, but part of the key of what is there already
+            **TranslatorSettings.retired,
+            # those of Step B, which may stand beside them, are of no consequence here
+            **{each.name: getattr(settings, each.name) for each in fields(TranslatorSettings)},
         },
         "source": _files(datasets[SOURCE]),
         "target": _files(datasets[TARGET]),

@@ -8,7 +8,7 @@ class HistoryPool:
     """Keeps translations, and half of the time answers with one of them.
 
     Args:
-        size: Number of images kept; 0 answers with what it is given.
+        size: Number of images kept, at least one.
     """
 
     def __init__(self, size: int) -> None:
@@ -27,7 +27,7 @@ class HistoryPool:
             answer = image
             if len(self.images) < self.size:
                 self.images.append(image.clone())
-            elif self.size and torch.rand((), generator=generator) < 0.5:
+            elif torch.rand((), generator=generator) < 0.5:
                 place = int(torch.randint(self.size, (), generator=generator))
                 answer, self.images[place] = self.images[place], image.clone()
             answers.append(answer)

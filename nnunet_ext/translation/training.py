@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from nnunet_ext._common.errors import CheckpointError, NonFiniteLossError
 from nnunet_ext._common.files import replacing
-from nnunet_ext.losses import TranslationLoss, critic_loss
+from nnunet_ext.losses import critic_loss, translation_losses
 from nnunet_ext.networks import DomainDiscriminator, Translator
 from nnunet_ext.networks.mind_the_gap.translator import SOURCE, TARGET, opposite
 from nnunet_ext.settings.mind_the_gap import TranslatorSettings
@@ -34,7 +34,11 @@ TRIAL_SHARE = 1 / 8
 LEAST_SEEN = 0.75
 """Share of the longest edge that a crop must have, so that whole images look alike to it."""
 
-_BETAS = {"v1": (0.5, 0.999), "v2": (0.5, 0.99)}
+POOL = 50
+"""Past translations of each domain that the discriminator sees again."""
+
+_LR = 2e-4
+_BETAS = (0.5, 0.999)
 _WEIGHT_DECAY = 1e-4
 _SEED_STRIDE = 1_000_003  # prime, and more than there are iterations
 _START_STRIDE = 104_729  # prime, so that the starts of one seed are not those of the next
@@ -81,12 +85,6 @@ class TranslatorTraining:
         self.log = log
         self.workers = workers
         self.iteration = 0
-        self.losses = TranslationLoss(
-            settings.translator_reconstruction,
-            settings.translator_cycle,
-            settings.translator_content,
-            settings.translator_variant,
-        )
         state = self._read()
         if state is None:
             surveys = [
@@ -124,7 +122,7 @@ class TranslatorTraining:
         """Make networks and optimisers, with weights of this start."""
         settings = self.settings
         channels = len(self.ranges[SOURCE].low)
-        self.pools = [HistoryPool(settings.translator_pool) for _ in (SOURCE, TARGET)]
+        self.pools = [HistoryPool(POOL) for _ in (SOURCE, TARGET)]
         with torch.random.fork_rng(devices=[]):  # built on the CPU
             torch.manual_seed(settings.translator_seed + start * _START_STRIDE)
             self.translator = Translator(
@@ -137,12 +135,7 @@ class TranslatorTraining:
                 channels, settings.translator_dim, settings.translator_filters
             ).to(self.device)
         self.optimizers = [
-            torch.optim.Adam(
-                network.parameters(),
-                settings.translator_lr,
-                betas=_BETAS[settings.translator_variant],
-                weight_decay=_WEIGHT_DECAY,
-            )
+            torch.optim.Adam(network.parameters(), _LR, betas=_BETAS, weight_decay=_WEIGHT_DECAY)
             for network in (self.translator, self.discriminator)
         ]
 
@@ -225,32 +218,22 @@ class TranslatorTraining:
         half = len(images) // 2
         own = torch.tensor([SOURCE] * half + [TARGET] * half, device=self.device)
         other = opposite(own)
-        is_v2 = self.settings.translator_variant == "v2"
 
         cycle = self.translator.cycle(images, own)
-        parts = self.losses(
+        parts = translation_losses(
             images,
             cycle.reconstruction,
             cycle.cycled,
             cycle.content,
             cycle.translated_content,
             self.discriminator(cycle.translation, other),
-            self.discriminator(cycle.reconstruction, own) if is_v2 else None,
         )
         learning, judging = self.optimizers
         learning.zero_grad(set_to_none=True)
         total = torch.stack(list(parts.values())).sum()
-        encoder, decoder = (
-            list(part.parameters()) for part in (self.translator.encoder, self.translator.decoder)
-        )
-        if is_v2:
-            parts["reconstruction"].backward(inputs=decoder, retain_graph=True)
-            total.backward(inputs=encoder)
-        else:
-            total.backward(inputs=[*encoder, *decoder])
+        total.backward(inputs=list(self.translator.parameters()))
         learning.step()
 
-        real = cycle.reconstruction.detach() if is_v2 else images
         # translations of the source come first, and have a pool of their own
         generator = torch.Generator().manual_seed(
             self.settings.translator_seed * _SEED_STRIDE + self.iteration
@@ -264,7 +247,7 @@ class TranslatorTraining:
             ]
         )
         judgement = critic_loss(
-            low=self.discriminator(fakes, other), high=self.discriminator(real, own)
+            low=self.discriminator(fakes, other), high=self.discriminator(images, own)
         )
         judging.zero_grad(set_to_none=True)
         judgement.backward()
@@ -276,7 +259,7 @@ class TranslatorTraining:
         left = 1 - self.iteration / self.settings.translator_iterations
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = self.settings.translator_lr * min(1.0, 2 * left)
+                group["lr"] = _LR * min(1.0, 2 * left)
 
     def _report(self, figures: dict[str, float], rate: float) -> None:
         progress = f"Step A, iteration {self.iteration} of {self.settings.translator_iterations}"
@@ -284,8 +267,7 @@ class TranslatorTraining:
         if broken:
             raise NonFiniteLossError(
                 f'{progress}: the loss part "{broken[0]}" became {figures[broken[0]]}. The last '
-                "checkpoint is untouched. Look for infinite or missing voxels, or lower "
-                "translator_lr in the plans."
+                "checkpoint is untouched. Look for infinite or missing voxels."
             )
         described = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
         self.log(f"{progress}: {described}; {rate:.1f} images per second")

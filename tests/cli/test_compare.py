@@ -69,7 +69,7 @@ def summarise(folder: Path) -> None:
     for path in sorted(folder.glob(f"*{ENDING}")):
         reference = Path("labelsTr", path.name).resolve()
         voxels = [sitk.GetArrayFromImage(sitk.ReadImage(str(p))) for p in (reference, path)]
-        found = measure(*voxels, (1, 1, 1), [1, 2])
+        found = measure(voxels[0], voxels[1], (1, 1, 1), [1, 2])
         metrics = {str(label): {"Dice": measures.dice} for label, measures in found.items()}
         files = {"reference_file": str(reference), "prediction_file": str(path)}
         cases.append({"metrics": metrics, **files})
@@ -107,7 +107,7 @@ def test_models_of_any_trainer_are_compared_over_their_folds(cli: Cli) -> None:
         voxels = [
             sitk.GetArrayFromImage(sitk.ReadImage(row[key])) for key in ("truth", "prediction")
         ]
-        expected = measure(*voxels, (1, 1, 1), [int(row["label"])])[int(row["label"])]
+        expected = measure(voxels[0], voxels[1], (1, 1, 1), [1, 2])[int(row["label"])]
         for name in ("dice", "nsd", "hd95", "assd"):
             assert row[name] == pytest.approx(getattr(expected, name), abs=1e-6, nan_ok=True)
     assert {path.name for path in report.iterdir()} >= {"comparison.csv", "record.json"}
@@ -195,6 +195,11 @@ def change_summary(folder: Path, dice: float) -> None:
     path.write_text(json.dumps(content))
 
 
+def empty(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
 BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a case less": (drop_case, f"The cases differ: b lacks {CASES[0]}"),
     "no validation": (drop_validations, "has no validation"),
@@ -210,7 +215,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
         "is missing or damaged",
     ),
     "no folder": (shutil.rmtree, "There is no folder"),
-    "an empty folder": (lambda f: (shutil.rmtree(f), f.mkdir()), "is no model folder"),
+    "an empty folder": (empty, "is no model folder"),
 }
 
 

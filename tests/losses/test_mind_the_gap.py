@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nnunet_ext.losses import TranslationLoss, alignment_losses, critic_loss
+from nnunet_ext.losses import alignment_losses, critic_loss, translation_losses
 
 
 def test_numbers_of_the_specification() -> None:
@@ -21,18 +21,16 @@ def test_both_sides_are_at_rest_where_they_have_won() -> None:
     assert not any(alignment_losses(source, source).values())
 
 
-def parts(loss: TranslationLoss, **changed: Tensor) -> dict[str, float]:
+def parts(**changed: Tensor) -> dict[str, float]:
     """Losses of a perfect translator with one or another thing changed."""
     perfect = {name: torch.zeros(2, 1, 4, 4) for name in ("images", "reconstruction", "cycled")}
     perfect |= {name: torch.zeros(2, 3, 2, 2) for name in ("content", "translated_content")}
     perfect |= {"translation_scores": torch.ones(2, 3, 3)}
-    return {name: float(part) for name, part in loss(**perfect | changed).items()}
+    return {name: float(part) for name, part in translation_losses(**perfect | changed).items()}
 
 
 def test_a_perfect_translator_loses_nothing() -> None:
-    assert not any(parts(TranslationLoss()).values())
-    spotted = parts(TranslationLoss(variant="v2"), reconstruction_scores=torch.zeros(2, 3, 3))
-    assert not any(spotted.values())
+    assert not any(parts().values())
 
 
 @pytest.mark.parametrize(
@@ -42,17 +40,16 @@ def test_a_perfect_translator_loses_nothing() -> None:
 def test_each_domain_has_a_mean_of_its_own(name: str, part: str, weight: float) -> None:
     image = torch.zeros(2, 1, 4, 4)
     image[0], image[1] = 0.5, -0.25  # one image of each domain
-    assert parts(TranslationLoss(), **{name: image})[part] == pytest.approx(weight * 0.75)
-    assert parts(TranslationLoss(0.5, 0.5), **{name: image})[part] == pytest.approx(0.375)
+    assert parts(**{name: image})[part] == pytest.approx(weight * 0.75)
 
 
 def test_content_is_compared_where_it_came_from_and_where_it_went() -> None:
     content = torch.full((2, 3, 2, 2), 0.25)
-    changed = parts(TranslationLoss(), content=content, translated_content=-content)
+    changed = parts(content=content, translated_content=-content)
     assert changed["content"] == pytest.approx(1.0)
     a, b = (content.clone().requires_grad_() for _ in range(2))
     image, scores = torch.zeros(2, 1, 4, 4), torch.ones(2, 3, 3)
-    sum(TranslationLoss()(image, image, image, a, -b, scores).values()).backward()
+    sum(translation_losses(image, image, image, a, -b, scores).values()).backward()
     for side in (a, b):  # neither is detached
         assert side.grad is not None
         assert side.grad.any()
@@ -60,8 +57,4 @@ def test_content_is_compared_where_it_came_from_and_where_it_went() -> None:
 
 def test_adversarial_parts() -> None:
     scores = torch.stack([torch.zeros(3, 3), torch.ones(3, 3)])
-    v1 = parts(TranslationLoss(), translation_scores=scores)
-    v2 = parts(
-        TranslationLoss(variant="v2"), translation_scores=scores, reconstruction_scores=scores
-    )
-    assert (v1["adversarial"], v2["adversarial"]) == (0.5, 1.0)
+    assert parts(translation_scores=scores)["adversarial"] == 0.5

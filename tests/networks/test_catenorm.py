@@ -9,6 +9,7 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet, Resi
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
 from nnunet_ext._common.errors import UserError
 from nnunet_ext.networks import CateNorm, CateNormUNet
@@ -360,6 +361,18 @@ class TestNetwork:
         x = images(dim)
         torch.testing.assert_close(compiled(x, mode=mode), network(x, mode=mode))
 
+    def test_a_compiled_first_pass_does_not_mind_that_the_second_is_activated(
+        self, residual: bool
+    ) -> None:
+        network = CateNormUNet(make_unet(2, "instance", residual), CLASSES)
+        counter = CompileCounter()
+        torch._dynamo.reset()
+        compiled = torch.compile(network, backend=counter)
+        compiled(images(2), mode="first")
+        network.activate()
+        compiled(images(2), mode="first")
+        assert counter.frame_count == 1
+
     def test_half_precision_features_meet_the_float32_prior(self, residual: bool) -> None:
         network = CateNormUNet(make_unet(3, "instance", residual), CLASSES)
         network.activate()
@@ -397,12 +410,6 @@ class TestStageChoice:
         (modified,) = network._modified
         assert modified.block.output_channels == 4
         assert modified.size_divisor == (1, 1)
-
-    def test_kernels_can_follow_the_stage(self) -> None:
-        unet = make_unet(3, "instance")
-        unet.encoder.stages[0][0].convs[0].conv.kernel_size = (1, 3, 3)
-        network = CateNormUNet(unet, CLASSES, encoder_stages=[0], follow_stage_kernel=True)
-        assert network._modified[0].catenorm.gamma.kernel_size == (1, 3, 3)
 
     @pytest.mark.parametrize("where", ["encoder", "decoder"])
     def test_a_stage_that_does_not_exist_is_refused_by_name(self, where: str) -> None:

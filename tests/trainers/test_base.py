@@ -3,16 +3,16 @@
 import copy
 import csv
 import io
-import pickle
+import itertools
+import random
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from batchgeneratorsv2.transforms.noise import gaussian_blur
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nnunet_ext._common.errors import CheckpointError, NonFiniteLossError, SettingsError
-from nnunet_ext.trainers import CateNormTrainer, ExtensionTrainer, base, checkpoint
-from nnunet_ext.trainers.base import Losses, Update
-from nnunet_ext.trainers.distributed import unwrap
+from nnunet_ext.trainers import CateNormTrainer, ExtensionTrainer, checkpoint
+from nnunet_ext.trainers.optimisation import Losses, Update
+from nnunet_ext.trainers.seeding import seed_everything
 from tests import contract, tiny
 from tests.tiny import World
 
@@ -376,6 +376,93 @@ def test_a_non_finite_loss_stops_with_its_part_and_its_cases(make_world: MakeWor
     assert "segmentation" not in message
 
 
+class Overflowing(ExtensionTrainer):
+    """Says of each batch in turn whether its loss overflows."""
+
+    def compute_losses(self, data: Tensor, target: Any, keys: list[str]) -> Losses:
+        loss = self.loss(self.network(data), target)
+        return {"segmentation": loss * float("inf") if next(self.overflows) else loss}
+
+
+def in_half_precision(world: World, overflows: list[bool], **settings: Any) -> Any:
+    """A trainer with the gradient scaler that nnU-Net has on GPUs."""
+    trainer = world.trainer(Overflowing, settings)
+    trainer.initialize()
+    trainer.grad_scaler = torch.GradScaler("cpu", init_scale=2.0**8)
+    trainer.overflows = iter(overflows)
+    return trainer
+
+
+def test_in_mixed_precision_a_step_that_is_not_finite_is_left_out_and_counted(
+    make_world: MakeWorld,
+) -> None:
+    trainer = in_half_precision(make_world(dim=2), [True, False, False, False])
+    started(trainer)
+    before = weights(trainer)
+    outputs = [trainer.train_step(next(trainer.dataloader_train))]
+    assert tiny.same(weights(trainer), before)
+    outputs.append(trainer.train_step(next(trainer.dataloader_train)))
+    assert not tiny.same(weights(trainer), before)
+    expected = outputs[1]["parts"]["segmentation"]
+    trainer.on_train_epoch_end(outputs)
+    assert trainer._figures == {"segmentation": expected, "skipped_steps": 1}
+    trainer.current_epoch = 1
+    trainer.on_train_epoch_start()
+    trainer.on_train_epoch_end([trainer.train_step(next(trainer.dataloader_train))])
+    assert trainer._figures["skipped_steps"] == 1  # of the first epoch
+
+
+def test_ten_steps_in_a_row_that_are_not_finite_stop_also_in_mixed_precision(
+    make_world: MakeWorld,
+) -> None:
+    trainer = started(in_half_precision(make_world(dim=2), 9 * [True] + [False] + 10 * [True]))
+    batch = next(trainer.dataloader_train)
+    for _ in range(19):
+        trainer.train_step(batch)
+    with pytest.raises(NonFiniteLossError, match="became inf in epoch 0, 10 times in a row, case"):
+        trainer.train_step(batch)
+
+
+class OverflowingCritic(WithCritic):
+    """The critic's loss is not a number, as where what it judges has overflowed."""
+
+    def compute_losses(  # type: ignore[override]
+        self, data: Tensor, target: Any, keys: list[str]
+    ) -> Iterator[Losses | Update]:
+        yield from super().compute_losses(data, target, keys)
+        critic = self.auxiliary_optimizers["critic"]
+        guess = self.auxiliary["side"](torch.full((1, 1), torch.nan))
+        yield Update({"overflowed": guess.mean()}, critic)
+
+
+def test_in_mixed_precision_other_optimisers_leave_out_such_steps_too(
+    make_world: MakeWorld,
+) -> None:
+    trainer = started(make_world(dim=2).trainer(OverflowingCritic))
+    trainer.grad_scaler = torch.GradScaler("cpu", init_scale=2.0**8)
+    trainer.train_step(next(trainer.dataloader_train))
+    assert all(p.isfinite().all() for p in trainer.auxiliary.parameters())
+
+
+# --------------------------------------------------------------------------------------- seeds
+
+
+def test_draws_of_a_process_are_those_of_no_other_process_epoch_or_seed() -> None:
+    drawn = set()
+    moments = [*itertools.product((0, 1, 2), (0, 1, 2, 3), (0, 1, 2, 100, 101, 102))]
+    for numbers in moments:
+        seed_everything(*numbers)
+        drawn.add((int(torch.randint(2**60, ())), float(np.random.rand()), random.random()))
+    assert len(drawn) == len(moments)
+    # seed 1, rank 0, epoch e was once seed 0, rank 3, epoch e + 100
+    seed_everything(1, 0, 2)
+    first = torch.rand(4)
+    seed_everything(0, 3, 102)
+    assert not torch.equal(first, torch.rand(4))
+    seed_everything(1, 0, 2)
+    assert torch.equal(first, torch.rand(4))
+
+
 # ------------------------------------------------------------------------------------- records
 
 
@@ -524,6 +611,26 @@ def test_settings_that_do_not_change_what_is_learned_may_change(make_world: Make
     assert other.current_epoch == 2
 
 
+def test_a_checkpoint_with_a_former_setting_goes_on_unless_it_was_another_than_what_is_left(
+    make_world: MakeWorld,
+) -> None:
+    world = make_world(dim=2)
+    trainer = world.trainer("CateNormTrainer")
+    trainer.run_training()
+    path = Path(trainer.output_folder, "checkpoint_final.pth")
+    for value in (False, True):
+        stored = final(trainer)
+        stored["nnunet_ext"]["settings"]["catenorm"]["follow_stage_kernel"] = value
+        torch.save(stored, path)
+        other = world.trainer("CateNormTrainer")
+        if value:
+            with pytest.raises(CheckpointError, match="follow_stage_kernel was True, now False"):
+                other.load_checkpoint(str(path))
+        else:
+            other.load_checkpoint(str(path))
+            assert other.current_epoch == 2
+
+
 def test_a_setting_that_the_checkpoint_does_not_know_yet_is_no_difference() -> None:
     checkpoint.refuse_other_settings(
         {"catenorm": {"reduction": 2}}, {"catenorm": {"newer": 1}}, "file"
@@ -660,56 +767,3 @@ def test_the_final_validation_scores_every_case(
         "summary.json",
         *(f"{case}.nii.gz" for case in tiny.VALIDATION),
     }
-
-
-# --------------------------------------------------------------------------- several processes
-
-
-class Alternating(nn.Module):
-    """Each of two branches serves one kind of pass only."""
-
-    recompute = True
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.shared = nn.Linear(3, 3)
-        self.branches = nn.ModuleList([nn.Linear(3, 1), nn.Linear(3, 1)])
-
-    def forward(self, x: Tensor, branch: int) -> Tensor:
-        out: Tensor = self.branches[branch](self.shared(x))
-        return out
-
-
-def _alternate(rank: int, folder: str) -> None:
-    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
-    setattr(base, "DistributedDataParallel", tiny.OnCpu)  # noqa: B010
-    torch.manual_seed(0)
-    trainer = object.__new__(CateNormTrainer)  # its constructor insists on CUDA under DDP
-    trainer.local_rank = rank
-    trainer.network = tiny.OnCpu(Alternating(), [rank])  # nnU-Net's wrapper
-    trainer.auxiliary = nn.ModuleDict({"side": nn.Linear(1, 1)})
-    trainer._wrap_for_ddp()
-    assert not torch._dynamo.config.optimize_ddp  # torch 2.1 cannot split what is recomputed
-    assert not trainer.network.broadcast_buffers  # ranks may have no case to validate
-    torch.manual_seed(rank)  # from here on, ranks see different batches
-    gradients = []
-    for step in range(4):
-        trainer.network.zero_grad(set_to_none=True)
-        trainer.network(torch.randn(5, 3), step % 2).square().mean().backward()
-        inner = trainer.network.module
-        gradients.append([p.grad.clone() for p in (*inner.shared.parameters(),)])
-        gradients[-1] += [p.grad.clone() for p in inner.branches[step % 2].parameters()]
-    trainer.auxiliary["side"](torch.randn(5, 1)).mean().backward()
-    gradients.append([p.grad for p in trainer.auxiliary.parameters()])
-    names = list(unwrap(trainer.network).state_dict())
-    Path(folder, f"rank{rank}.pickle").write_bytes(pickle.dumps((gradients, names)))
-    dist.destroy_process_group()
-
-
-@pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")
-def test_ranks_agree_where_updates_leave_parameters_unused(tmp_path: Path) -> None:
-    mp.spawn(_alternate, args=(str(tmp_path),), nprocs=2)
-    results = [pickle.loads((tmp_path / f"rank{rank}.pickle").read_bytes()) for rank in (0, 1)]
-    (gradients, names), (other_gradients, _) = results
-    assert tiny.same(gradients, other_gradients)
-    assert names == list(Alternating().state_dict())

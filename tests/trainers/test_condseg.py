@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from nnunet_ext._common.errors import UserError
 from nnunet_ext.networks import ConDSegNet
 from nnunet_ext.networks.condseg.network import EncoderFirstUNet
+from nnunet_ext.settings.condseg import ConDSegSettings
 from nnunet_ext.trainers import ConDSegTrainer, condseg
 from nnunet_ext.trainers.topk_sigma import TopKSigmaMixin
 from tests import tiny
@@ -84,8 +85,8 @@ class TestPhases:
     def test_defaults_train_in_two_phases(self, make_world: MakeWorld) -> None:
         """Defect 4 of the authors' code: run as it is, it skips the first phase."""
         trainer = make_world(dim=2).trainer("ConDSegTrainer", {"num_epochs": 10})
-        assert trainer.first_phase_epochs == 2
-        assert trainer.condseg.encoder_lr_factor == 0.1
+        assert trainer.start_of("whole network") == 2
+        assert trainer.settings.of(ConDSegSettings).encoder_lr_factor == 0.1
 
     def test_statistics_of_the_first_phase_are_kept(self, make_world: MakeWorld) -> None:
         """Defect 3 of the authors' code: it loses those of batch normalisation."""
@@ -252,7 +253,7 @@ class TestSwitches:
     def test_prediction_rebuilds_the_network_from_the_plans(
         self, make_world: MakeWorld, decoder: str, kind: type[torch.nn.Module]
     ) -> None:
-        chosen = settings(first_phase=0.5, decoder=decoder, width=6, heads=2)
+        chosen = settings(first_phase=0.5, decoder=decoder, width=8)
         trainer = make_world(dim=2).trainer("ConDSegTrainer", chosen)
         trainer.run_training()
         predictor = nnUNetPredictor(device=tiny.CPU, allow_tqdm=False)
@@ -395,13 +396,11 @@ class TestStrongView:
 
 class TestBadInput:
     def test_heads_must_divide_the_width(self, make_world: MakeWorld) -> None:
-        trainer = make_world(dim=2).trainer("ConDSegTrainer", settings(width=10, heads=4))
+        trainer = make_world(dim=2).trainer("ConDSegTrainer", settings(width=10))
         with pytest.raises(UserError, match=r"multiple of condseg\.heads, got 10 and 4"):
             trainer.initialize()
 
-    @pytest.mark.parametrize(
-        "chosen", [{"first_phase": 1.0}, {"heads": 0}, {"max_area_weight": 0.5}, {"decoder": "u"}]
-    )
+    @pytest.mark.parametrize("chosen", [{"first_phase": 1.0}, {"width": 0}, {"decoder": "u"}])
     def test_settings_out_of_range_are_refused(
         self, make_world: MakeWorld, chosen: dict[str, Any]
     ) -> None:

@@ -12,7 +12,8 @@ import pytest
 
 from nnunet_ext._common.errors import SettingsError, UserError
 from nnunet_ext.evaluation import validation
-from nnunet_ext.trainers import ExtensionTrainer, base
+from nnunet_ext.trainers import ExtensionTrainer
+from nnunet_ext.trainers import domains as by_domain
 from tests import contract, tiny
 from tests.tiny import World
 
@@ -134,7 +135,7 @@ def test_ranks_pool_what_they_count(make_world: MakeWorld, monkeypatch: pytest.M
     trainer.on_validation_epoch_start()
     output = trainer.validation_step(next(trainer.dataloader_val))
     other = [("site_a", np.array([[9, 3, 3], [9, 1, 1], [9, 1, 1]]))]
-    monkeypatch.setattr(base, "gather", lambda counts: [counts, other])
+    monkeypatch.setattr(by_domain, "gather", lambda counts: [counts, other])
     trainer.on_validation_epoch_end([output])
     assert trainer._figures.keys() == {"site_a_pseudo_dice", "site_b_pseudo_dice"}
     assert trainer._figures["site_a_pseudo_dice"] == 0.75

@@ -5,7 +5,6 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,14 +14,13 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch import multiprocessing as mp
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from nnunet_ext._common.errors import UserError
-from nnunet_ext.networks import LocallyMaskedUNet, OutputCritic
 from nnunet_ext.networks.mind_the_gap.translator import SOURCE, TARGET
-from nnunet_ext.settings.mind_the_gap import MindTheGapSettings
-from nnunet_ext.trainers import base, mind_the_gap
+from nnunet_ext.nnunet import ddp
+from nnunet_ext.trainers import base
 from nnunet_ext.trainers.distributed import first_rank_first, unwrap
-from nnunet_ext.trainers.mind_the_gap import MindTheGapTrainer
 from nnunet_ext.translation.training import TranslatorTraining
 from tests import tiny
 from tests.contract import TASKS, Recipe, TrainerContract
@@ -162,6 +160,34 @@ def test_segmenter_and_critics_each_learn_in_their_own_update(make_world: MakeWo
     assert moved == [[True, False], [False, True]]
 
 
+@pytest.mark.parametrize("apart", [True, False], ids=["apart", "together"])
+def test_logits_are_freed_before_the_critics_learn(make_world: MakeWorld, apart: bool) -> None:
+    world = make_world(dim=2)
+    trainer = make(world)
+    trainer.runs_batches_apart = apart
+    answers: list[StorageWeakRef] = []  # of all scales of both domains
+    decode = trainer.network.decoder.forward
+
+    def watched(features: Any) -> Any:
+        logits = decode(features)
+        answers.extend(StorageWeakRef(scale.untyped_storage()) for scale in logits)
+        return logits
+
+    trainer.network.decoder.forward = watched
+    alive: list[int] = []
+    optimise = trainer._optimise
+
+    def counting(update: Any) -> Tensor:
+        alive.append(sum(not answer.expired() for answer in answers))
+        total: Tensor = optimise(update)
+        return total
+
+    trainer._optimise = counting
+    trainer.train_step(next(trainer.dataloader_train))
+    assert answers
+    assert alive[1] == 0
+
+
 class MeanOfChannels(nn.Module):
     """A critic whose scores can be told without it."""
 
@@ -278,7 +304,7 @@ def test_validation_takes_images_for_labelled_ones(
     forward = trainer.network.forward
 
     def recording(*args: Any, **options: Any) -> Any:
-        seen.append(trainer.network.inference_domain)
+        seen.append(int(trainer.network.inference_domain))
         return forward(*args, **options)
 
     monkeypatch.setattr(trainer.network, "forward", recording)
@@ -386,46 +412,30 @@ def test_other_translations_than_those_of_the_checkpoint_are_announced(
 
 # --------------------------------------------------------------------------- several processes
 
-TASK = tiny.Task(dim=2)
 
-
-def _after_two_steps(images: Tensor, others: Tensor, rank: int | None = None) -> list[Tensor]:
-    """Weights of network and critics after two steps; those of ranks differ at first."""
-    torch.manual_seed(0)
-    trainer: Any = object.__new__(MindTheGapTrainer)  # its constructor insists on CUDA under DDP
-    trainer.local_rank, trainer.is_ddp = rank, rank is not None
-    trainer.device, trainer.grad_scaler, trainer._bar = tiny.CPU, None, None
-    trainer.settings = {"mind_the_gap": MindTheGapSettings()}
-    trainer.label_manager = SimpleNamespace(has_regions=False)
-    trainer.network = LocallyMaskedUNet(TASK.unet())
-    trainer.runs_batches_apart = False
+def _after_two_steps(trainer: Any, images: Tensor, others: Tensor) -> list[Tensor]:
+    """Weights of network and critics after two steps."""
+    trainer.initialize()
     trainer.batch_size, trainer.oversample_foreground_percent = len(images), 0
-    if rank == 1:  # what it begins with must not matter
-        for parameter in trainer.network.parameters():
-            nn.init.normal_(parameter)
-    critic = OutputCritic(TASK.heads, images.shape[2:])
-    trainer.auxiliary = nn.ModuleDict({"output_critic": critic})
-    if rank is not None:
-        trainer.network = tiny.OnCpu(trainer.network, [rank])  # nnU-Net's wrapper
-        trainer._wrap_for_ddp()
-    network = unwrap(trainer.network)
-    segmenter = [p for n, p in network.named_parameters() if not n.startswith("feature_critic")]
-    trainer.optimizer = torch.optim.SGD(segmenter, 0.1)
-    trainer.auxiliary_optimizers = {"critics": torch.optim.SGD(trainer._critic_parameters(), 0.1)}
+    trainer.on_train_epoch_start()
     trainer._unlabelled = iter([{"data": others}] * 2)
     trainer.loss = lambda outputs, _: sum(output.square().mean() for output in outputs)
     for _ in range(2):
         trainer.train_step({"data": images, "target": images})
-    return [p.detach() for p in (*network.parameters(), *trainer.auxiliary.parameters())]
+    return [
+        p.detach() for p in (*unwrap(trainer.network).parameters(), *trainer.auxiliary.parameters())
+    ]
 
 
-def _rank(rank: int, folder: str) -> None:
+def _rank(rank: int, world: World, folder: str) -> None:
     torch.set_num_threads(1)
+    trainer = world.trainer("MindTheGapTrainer")  # which insists on CUDA under DDP
     dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
-    setattr(base, "DistributedDataParallel", tiny.OnCpu)  # noqa: B010
-    setattr(mind_the_gap, "DistributedDataParallel", tiny.OnCpu)  # noqa: B010
-    images, others = (TASK.images(4, seed=seed).split(2)[rank] for seed in (0, 1))
-    weights = _after_two_steps(images, others, rank)
+    for module in (ddp, base):
+        setattr(module, "DistributedDataParallel", tiny.OnCpu)  # noqa: B010
+    trainer.is_ddp, trainer.local_rank = True, rank  # ranks begin with different weights
+    images, others = (world.task.images(4, seed=seed).split(2)[rank] for seed in (0, 1))
+    weights = _after_two_steps(trainer, images, others)
     Path(folder, f"{rank}.pickle").write_bytes(pickle.dumps(weights))
     log = Path(folder, "order")
     with first_rank_first():
@@ -438,11 +448,14 @@ def _rank(rank: int, folder: str) -> None:
 
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")
 def test_two_processes_equal_one_on_both_batches_and_the_first_one_works_first(
-    tmp_path: Path,
+    make_world: MakeWorld, tmp_path: Path
 ) -> None:
-    mp.spawn(_rank, args=(str(tmp_path),), nprocs=2)
+    world = make_world(dim=2)
+    mp.spawn(_rank, args=(world, str(tmp_path)), nprocs=2)
     ranks = [pickle.loads((tmp_path / f"{rank}.pickle").read_bytes()) for rank in (0, 1)]
     assert tiny.same(*ranks)
     assert (tmp_path / "order").read_text() == "01"
-    expected = _after_two_steps(TASK.images(4, seed=0), TASK.images(4, seed=1))
+    alone = world.trainer("MindTheGapTrainer")
+    images, others = (world.task.images(4, seed=seed) for seed in (0, 1))
+    expected = _after_two_steps(alone, images, others)
     torch.testing.assert_close(ranks[0], expected, atol=1e-5, rtol=1e-4)

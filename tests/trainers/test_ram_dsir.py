@@ -25,7 +25,7 @@ from nnunet_ext.trainers.topk_sigma import TopKSigmaMixin
 from tests import contract, tiny
 
 MakeWorld = Callable[..., tiny.World]
-NEUTRAL = {"probability": 0.0, "consistency_weight": 0.0, "restoration_weight": 0.0}
+NEUTRAL = {"max_ratio": 0.0, "consistency_weight": 0.0, "restoration_weight": 0.0}
 ALWAYS = {"max_ratio": 1.0}
 
 KINDS = pytest.mark.parametrize(
@@ -164,20 +164,19 @@ class TestViews:
         for name, loss in losses.items():
             torch.testing.assert_close(loss, expected[name], atol=1e-5, rtol=1e-5, msg=name)
 
-    def test_the_sum_of_views_is_twice_their_average(self, make_world: MakeWorld) -> None:
+    def test_views_are_averaged_under_sgd_and_summed_under_adam(
+        self, make_world: MakeWorld
+    ) -> None:
         world = make_world(dim=2)
         values = []
-        for average in (True, False, None):
+        for optimizer in ("sgd", "adam"):
             torch.manual_seed(0)
-            settings: dict[str, Any] = {"ram_dsir": {"average_views": average, "probability": 0.0}}
-            if average is None:
-                settings |= {"optimizer": "adam"}
+            settings = {"ram_dsir": {"max_ratio": 0.0}, "optimizer": optimizer}
             trainer = tiny.ready(world.trainer("RAMDSIRTrainer", settings))
             losses = losses_of(trainer, tiny.batch_for(trainer, world.task))
             values.append({name: loss.item() for name, loss in losses.items()})
-        averaged, summed, with_adam = values
+        averaged, summed = values
         assert summed == pytest.approx({name: 2 * value for name, value in averaged.items()})
-        assert with_adam == pytest.approx(summed)
 
     @pytest.mark.parametrize(
         ("settings", "parts"),
@@ -224,15 +223,15 @@ class TestMixing:
         expected = amplitude_mixup(images, partner.expand_as(images), ratios, 0.3)
         assert torch.equal(trainer._mix(images, [0, 0]), expected)
 
-    def test_without_partner_or_luck_images_stay(self, make_world: MakeWorld) -> None:
+    def test_without_partner_or_weight_of_it_images_stay(self, make_world: MakeWorld) -> None:
         world = make_world(dim=2)  # [8]
         trainer = ready(world)
         images = world.task.images()
         for _ in range(3):
             assert torch.equal(trainer._mix(images, [0, 0]), images)
-        unlucky = ready(world, probability=0.0)
+        weightless = ready(world, max_ratio=0.0)
         for domains in ([0, 1], [1, 0]):
-            assert torch.equal(unlucky._mix(images, domains), images)
+            assert torch.equal(weightless._mix(images, domains), images)
 
     def test_a_cascades_segmentations_are_neither_mixed_nor_restored(
         self, make_world: MakeWorld
@@ -265,28 +264,25 @@ class TestMixing:
         assert (mixed[:, :, 0, :5] != 0).any()
         assert not torch.equal(mixed[:, :, 1, 5:], images[:, 1, 5:].expand(5, -1, -1, -1))
 
-    @pytest.mark.parametrize(
-        ("patch", "chosen", "expected"),
-        [([16] * 3, None, False), ([4, 16, 16], None, True), ([16] * 3, True, True)],
-    )
-    def test_slices_are_mixed_where_nnunet_augments_slices(
+    @pytest.mark.parametrize(("patch", "thick"), [([16] * 3, False), ([4, 16, 16], True)])
+    def test_slices_are_thick_where_nnunet_augments_slices(
         self,
         make_world: MakeWorld,
         patch: list[int],
-        chosen: bool | None,
-        expected: bool,
+        thick: bool,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        trainer = make_world().trainer("RAMDSIRTrainer", {"ram_dsir": {"slicewise": chosen}})
+        trainer = make_world().trainer("RAMDSIRTrainer")
         monkeypatch.setitem(trainer.configuration_manager.configuration, "patch_size", patch)
-        assert trainer.slicewise is expected
-        if chosen is None:
-            dummy_2d = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()[1]
-            assert trainer.slicewise == dummy_2d
+        dummy_2d = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()[1]
+        assert trainer.has_thick_slices == dummy_2d == thick
 
-    def test_slicewise_mixing_leaves_each_slice_to_itself(self, make_world: MakeWorld) -> None:
+    def test_mixing_leaves_thick_slices_to_themselves(
+        self, make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         world = make_world()
-        trainer = ready(world, slicewise=True, **ALWAYS)
+        trainer = ready(world, **ALWAYS)
+        monkeypatch.setitem(trainer.configuration_manager.configuration, "patch_size", [4, 16, 16])
         images = world.task.images()
         images[:, :, 3] = 0
         acquaint(trainer, tiny.batch_for(trainer, world.task))
@@ -468,7 +464,7 @@ class TestCombination:
     [
         ({"band": 0.6}, '"band" is 0.6'),
         ({"ramm": True}, 'unknown setting "ramm". Did you mean ram'),
-        ({"probability": 1.5}, '"probability" is 1.5'),
+        ({"max_ratio": 1.5}, '"max_ratio" is 1.5'),
         ({"intensity_range": 0}, '"intensity_range" is 0'),
         ({"encoder_lr_factor": 2.0}, '"encoder_lr_factor" is 2.0'),
         ({"ram": False}, '"consistency" compares the views that "ram" makes'),
@@ -513,9 +509,10 @@ def _gradients(
     trainer.local_rank = rank
     trainer.network = unet
     trainer.auxiliary = nn.ModuleDict({"restoration": decoder})
+    trainer.auxiliary_optimizers = {}
     if rank is not None:
         trainer.network = tiny.OnCpu(unet, [rank])  # nnU-Net's wrapper
-        trainer._wrap_for_ddp()
+        trainer._share_auxiliary()
     trainer.runs_batches_apart = apart
     trainer._restoration, trainer._errors = RestorationLoss(), torch.zeros(2, 2)
     outputs, features = zip(

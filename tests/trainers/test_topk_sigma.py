@@ -11,7 +11,7 @@ from torch import nn
 
 from nnunet_ext._common.errors import SettingsError, UserError
 from nnunet_ext.losses import TopKSigmaCompoundLoss, TopKSigmaLoss
-from nnunet_ext.losses.topk_sigma.noise import estimate_noise
+from nnunet_ext.losses.topk_sigma.noise import estimate_noise, log_odds
 from nnunet_ext.settings import read_method_settings
 from nnunet_ext.settings.topk_sigma import TopKSigmaSettings
 from nnunet_ext.trainers import CateNormTopKSigmaTrainer, CateNormTrainer, TopKSigmaTrainer
@@ -178,7 +178,6 @@ class TestDefaults:
         chosen = {
             "sigma": 0.1,
             "top_fraction": 0.25,
-            "tau": 0.03,
             "smoothing": "integral",
             "scope": "class",
             "dice": "plain",
@@ -336,6 +335,30 @@ class TestCombination:
         _, batches = trainer.loss.pop_observed()
         assert batches.tolist() == [2, 2, 2]
 
+    def test_with_catenorm_each_image_is_counted_once_for_the_estimate(
+        self, make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        world = make_world(dim=2)
+        settings = {**at_once(sigma="auto"), "catenorm": {"plain_fraction": 0.0}}
+        trainer = tiny.ready(world.trainer("CateNormTopKSigmaTrainer", settings))
+        seen: list[torch.Tensor] = []
+        observe = trainer.loss.noise.observe
+
+        def watched(scores: torch.Tensor, *others: Any) -> None:
+            seen.append(scores)
+            observe(scores, *others)
+
+        monkeypatch.setattr(trainer.loss.noise, "observe", watched)
+        batch = tiny.batch_for(trainer, world.task)
+        trainer.on_validation_epoch_start()
+        with torch.no_grad():
+            trainer.validation_step(batch)
+            _, second = trainer.network(batch["data"], mode="both")
+        (scores,) = seen
+        assert len(scores) == len(batch["data"])
+        # those of the pass that is validated
+        torch.testing.assert_close(scores, log_odds(second[0].flatten(2)))
+
     def test_combining_takes_a_class_statement(self) -> None:
         assert CateNormTopKSigmaTrainer.__bases__ == (TopKSigmaMixin, CateNormTrainer)
         own = {name for name in vars(CateNormTopKSigmaTrainer) if not name.startswith("_")}
@@ -370,7 +393,6 @@ class TestCombination:
         ({"sigma": -0.1}, '"sigma" is -0.1. Input should be greater than or equal to 0'),
         ({"top_fraction": 0}, '"top_fraction" is 0. Input should be greater than 0'),
         ({"top_fraction": 1.5}, '"top_fraction" is 1.5. Input should be less than or equal to 1'),
-        ({"tau": -1}, '"tau" is -1. Input should be greater than or equal to 0'),
         ({"scope": "voxel"}, "'image', 'class' or 'batch'"),
         ({"smoothing": "soft"}, "'gate', 'integral' or 'hard'"),
         ({"dice": "soft"}, "'masked', 'plain' or 'none'"),

@@ -44,7 +44,7 @@ def _no_progress_plot(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def stock_of(twin: Any) -> type[nnUNetTrainer]:
     """The trainer of nnU-Net's behind a twin."""
-    stock: type[nnUNetTrainer] = type(twin).__mro__[2]
+    stock: type[nnUNetTrainer] = type(twin).__bases__[1]
     return stock
 
 

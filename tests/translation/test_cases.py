@@ -1,5 +1,6 @@
 """Whole cases in target looks."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,28 @@ def test_cases_keep_labels_and_properties(make_world: MakeWorld, tmp_path: Path,
         assert not np.allclose(now[0][:], was[:])
         np.testing.assert_array_equal(now[1][:], labels[:])
         assert tiny.same(now[3], properties)
+
+
+def test_what_our_first_edition_has_made_is_used_again(
+    make_world: MakeWorld, tmp_path: Path
+) -> None:
+    made_from = json.loads((make(make_world(), tmp_path).parent / "made_from.json").read_text())
+    assert made_from["settings"] == {
+        "translator_iterations": 1,
+        "translator_starts": 4,
+        "translator_batch": 2,
+        "translator_crop": 256,
+        "translator_dim": 2,
+        "translator_filters": 2,
+        "translator_blocks": 1,
+        "translator_lr": 0.0002,
+        "translator_reconstruction": 20.0,
+        "translator_cycle": 20.0,
+        "translator_content": 1.0,
+        "translator_pool": 50,
+        "translator_variant": "v1",
+        "translator_seed": 0,
+    }
 
 
 def test_it_is_made_once_for_each_choice_of_settings(

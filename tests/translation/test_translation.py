@@ -25,7 +25,6 @@ SMALL: dict[str, Any] = {
     "translator_batch": 1,
     "translator_filters": 2,
     "translator_blocks": 1,
-    "translator_pool": 2,
 }
 
 
@@ -61,6 +60,7 @@ def make(folder: Path, **changed: Any) -> TranslatorTraining:
 @pytest.fixture(autouse=True)
 def _without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TranslatorTraining, "draw", lambda *_: None)
+    monkeypatch.setattr(training, "POOL", 2)
 
 
 # ------------------------------------------------------------------------------------ intensities
@@ -204,32 +204,17 @@ def test_the_pool_fills_and_then_answers_old_for_new_half_of_the_time() -> None:
     assert set(numbers.flatten().tolist()) == set(seen.tolist())  # nothing gets lost
 
 
-def test_a_pool_of_size_zero_answers_what_it_gets() -> None:
-    images = torch.rand(3, 1, 2, 2)
-    assert torch.equal(HistoryPool(0).exchange(images, torch.Generator()), images)
-
-
 # --------------------------------------------------------------------------------------- training
 
 
-@pytest.mark.parametrize("variant", ["v1", "v2"])
-def test_each_network_learns_from_its_own_losses(tmp_path: Path, variant: str) -> None:
-    trained = make(tmp_path, translator_variant=variant)
+def test_each_network_learns_from_its_own_losses(tmp_path: Path) -> None:
+    trained = make(tmp_path)
     before = {k: v.clone() for k, v in trained.translator.state_dict().items()}
     judged = {k: v.clone() for k, v in trained.discriminator.state_dict().items()}
     parts = trained.step(trained.batches[0])
     assert set(parts) == {"reconstruction", "cycle", "content", "adversarial", "discriminator"}
     assert any(not torch.equal(v, before[k]) for k, v in trained.translator.state_dict().items())
     assert any(not torch.equal(v, judged[k]) for k, v in trained.discriminator.state_dict().items())
-
-
-def test_the_decoder_learns_only_reconstruction_in_the_second_variant(tmp_path: Path) -> None:
-    for variant, learns in (("v1", True), ("v2", False)):
-        trained = make(tmp_path, translator_variant=variant, translator_reconstruction=0.0)
-        trained.step(trained.batches[0])
-        gradients = [p.grad for p in trained.translator.decoder.parameters()]
-        assert any(g is not None and g.any() for g in gradients) == learns
-        assert any(p.grad.any() for p in trained.translator.encoder.parameters())
 
 
 def test_the_rate_is_constant_for_half_of_the_time_and_then_falls(tmp_path: Path) -> None:

@@ -63,7 +63,6 @@ class LocallyMaskedUNet(nn.Module):
         scope: What is multiplied by the mask: ``"all"`` stages of the encoder, ``"deep"``
             those from the mask's on, the mask's ``"stage"`` alone, or nothing (``"off"``).
         renorm: See :func:`local_weights`.
-        detach: Keep the gradient of the segmentation from flowing through the mask.
         mask_at_inference: Whether images without a domain are masked as target.
 
     Raises:
@@ -72,6 +71,7 @@ class LocallyMaskedUNet(nn.Module):
 
     encoder: Any
     decoder: Any
+    inference_domain: Tensor
 
     def __init__(
         self,
@@ -79,7 +79,6 @@ class LocallyMaskedUNet(nn.Module):
         stride: int = PAPER_STRIDE,
         scope: Scope = "all",
         renorm: bool = True,
-        detach: bool = False,
         mask_at_inference: bool = True,
     ) -> None:
         super().__init__()
@@ -92,9 +91,10 @@ class LocallyMaskedUNet(nn.Module):
         self.decoder = unet.decoder
         self.scope = scope
         self.renorm = renorm
-        self.detach = detach
-        # of images that come without a domain; validation on source images changes it
-        self.inference_domain = TARGET if mask_at_inference else SOURCE
+        # of images that come without a domain; validation on source images changes it, which as a
+        # tensor needs no other compiled network
+        domain = torch.tensor(TARGET if mask_at_inference else SOURCE)
+        self.register_buffer("inference_domain", domain, persistent=False)
         self._divisors = np.cumprod(np.array(self.encoder.strides), axis=0)
         reached = np.flatnonzero(self._divisors.max(axis=1) >= stride)
         self.stage = int(reached[0]) if len(reached) else len(self._divisors) - 1
@@ -128,8 +128,8 @@ class LocallyMaskedUNet(nn.Module):
         """
         stages = list(self.encoder(x))
         features = stages[self.stage]
-        if self._masked_stages and not (domain is None and self.inference_domain == SOURCE):
-            weights = self._weights(features, domain)
+        if self._masked_stages:
+            weights = self._weights(features, self.inference_domain if domain is None else domain)
             for stage in self._masked_stages:
                 resized = F.interpolate(weights, stages[stage].shape[2:], mode=self._interpolation)
                 stages[stage] = stages[stage] * resized.to(stages[stage].dtype)
@@ -142,12 +142,8 @@ class LocallyMaskedUNet(nn.Module):
             scores: Tensor = self.feature_critic["seg_layers"](features.float())
         return scores
 
-    def _weights(self, features: Tensor, domain: Tensor | None) -> Tensor:
+    def _weights(self, features: Tensor, domain: Tensor) -> Tensor:
         weights = local_weights(self.score(features), self.renorm)
-        if self.detach:
-            weights = weights.detach()
-        if domain is None:
-            return weights
         domain = domain.to(weights.dtype).view(-1, *[1] * (weights.ndim - 1))
         return 1 + domain * (weights - 1)
 
