@@ -82,20 +82,13 @@ def unit_name(scores: pd.DataFrame) -> str:
 
 
 KEYS = ["configuration", "evaluation", "scope", "name", "metric", "arm"]
-COLUMNS = [*KEYS, "subjects", "most", "cases", "trainings", "mean", "mean_low", "mean_high"]
-COLUMNS += [
-    "against",
-    "pairs",
-    "arm_mean",
-    "baseline_mean",
-    "difference",
-    "low",
-    "high",
-    "df",
-    "p",
-    "p_holm",
+COLUMNS = [
+    *KEYS,
+    *("subjects", "most", "cases", "trainings", "mean", "mean_low", "mean_high", "against"),
+    *("pairs", "arm_mean", "baseline_mean", "difference", "low", "high", "df", "p", "p_holm"),
+    *("verdict", "further_trainings"),
 ]
-COLUMNS += ["verdict", "further_trainings"]
+"""Of the comparison; ``most`` is the number of subjects of the arm that has most."""
 
 
 @dataclass(frozen=True)

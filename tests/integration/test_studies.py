@@ -306,7 +306,7 @@ def test_startup_cost_prints_the_difference_to_a_bare_interpreter() -> None:
     assert "budget of 3 ms" in output
 
 
-RECORDED = sorted(path.parent for path in (STUDIES / "results").glob("*/scores.csv"))
+RECORDED = sorted(path.parent for path in (STUDIES / "records").glob("*/scores.csv"))
 
 
 @pytest.mark.parametrize("folder", RECORDED, ids=lambda folder: folder.name)
