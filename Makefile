@@ -5,13 +5,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check
+.PHONY: demo test test-all check
 
 demo: $(INSTALLED)
 	$(BIN)/nnunet-ext demo
 
 test: check
 	$(BIN)/python -m pytest
+
+test-all: check
+	$(BIN)/python -m pytest -m ""
 
 check: $(INSTALLED)
 	$(BIN)/ruff check

@@ -101,7 +101,7 @@ class Trainer(Entry):
         return [
             Planner(
                 f"{stem}{kind}Planner",
-                PLANNERS_MODULE,
+                "nnunet_ext.planners.method",
                 residual if kind else plain,
                 f"patches or batches smaller than {'ResEnc M' if kind else 'stock'} where memory "
                 "is short",
@@ -112,8 +112,6 @@ class Trainer(Entry):
             for kind in ("", "ResEnc")
         ]
 
-
-PLANNERS_MODULE = "nnunet_ext.planners.base"
 
 TRAINERS = {
     trainer.name: trainer
@@ -197,7 +195,7 @@ PLANNERS = {
         *(planner for trainer in TRAINERS.values() for planner in trainer.planners),
         Planner(
             name="CompactPlanner",
-            module=PLANNERS_MODULE,
+            module="nnunet_ext.planners.base",
             purpose="small networks, patches and batches for a laptop or CPU, for any trainer",
             cost="a small fraction of the stock plan's time and memory",
             plans="CompactPlans",

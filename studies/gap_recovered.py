@@ -8,8 +8,9 @@ being trained on the source alone, the first arm of the other on labels of the t
         --record studies/records/gap_recovered_cardiac_unseen.json
 
 Reports (arm - source) / (oracle - source) of the mean Dice and the mean surface distance (ASSD)
-over subjects, with 95 % percentile intervals over resampled subjects. Where nothing is predicted,
-the surface distance counts as the diagonal of the image.
+over subjects, with 95 % intervals for other subjects and trainings (docs/statistics.md, by the
+delta method). A training of the oracle is a seed, all its folds together. Where nothing is
+predicted, the surface distance counts as the diagonal of the image.
 """
 
 import argparse
@@ -20,59 +21,66 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from nnunet_ext.benchmark.analysis import samples
 from nnunet_ext.benchmark.results import CLEAN, TEST
+from nnunet_ext.evaluation.variance import decompose
 from studies import record
 
 METRICS = {"Dice": "dice", "ASSD": "assd"}
-RESAMPLES = 9_999
 
 
-def values(folder: Path, metric: str, cases: str) -> pd.DataFrame:
-    """Means of subjects (rows) by arm (columns, in the order of the experiment)."""
+def values(folder: Path, metric: str, cases: str) -> dict[str, pd.DataFrame]:
+    """Arms in the order of the experiment -> subjects (rows) by trainings."""
     scores = pd.read_csv(folder / "scores.csv", dtype={"label": str, "fold": str})
     own = TEST if (scores["evaluation"] == TEST).any() else CLEAN
     chosen = scores[(scores["evaluation"] == own) & scores["case"].str.fullmatch(cases)]
     if chosen.empty:
         raise SystemExit(f"No case of {folder} matches {cases!r}.")
-    keys = ["arm", "subject", "case", "seed", "fold"]
-    while len(keys) > 1:  # labels are averaged first, then trainings, then cases
-        chosen = chosen.groupby(keys, as_index=False)[metric].mean()
-        keys.pop()
-    table = chosen.pivot(index="subject", columns="arm", values=metric)
+    table = samples(chosen, metric)
     arms = json.loads((folder / "benchmark.json").read_text())["arms"]
-    return table[[arm for arm in arms if arm in table]]
+    return {
+        arm: mine.pivot_table(index="subject", columns="seed", values="value")
+        for arm in arms
+        if len(mine := table[table["arm"] == arm])
+    }
 
 
-def shares(arms: NDArray[np.floating], oracle: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Share of the gap that each arm recovers.
+def share(
+    arm: NDArray[np.floating], source: NDArray[np.floating], oracle: NDArray[np.floating]
+) -> str:
+    """Share of the gap that an arm recovers, with its interval if trainings can be told apart.
 
     Args:
-        arms: Values (..., subjects, arms), the first trained on the source alone.
-        oracle: Values (..., subjects).
+        arm: Values (subjects, trainings), like the others.
+        source: Of the arm that was trained on the source alone.
+        oracle: Of the one that was trained on the target.
     """
-    source, best = arms[..., 0].mean(-1), oracle.mean(-1)
-    gap: NDArray[np.floating] = best - source
-    return (arms.mean(-2) - source[..., None]) / gap[..., None]
+    gap = oracle.mean() - source.mean()
+    found = (arm.mean() - source.mean()) / gap
+    if min(each.shape[1] for each in (arm, source, oracle)) < 2:
+        return f"{found:.0%}"
+    # to first order, the share errs by this contrast, whose mean is zero, over the gap
+    _, spread = decompose([[arm, (found - 1) * source, -found * oracle]])
+    half = float(spread.half_width()) / abs(gap)
+    return f"{found:.0%} [{found - half:.0%}, {found + half:.0%}]"
 
 
 def recovered(adapted: Path, oracle: Path, cases: str) -> dict[str, dict[str, float | str]]:
     """Means of all arms and what they recover, by arm."""
     rows: dict[str, dict[str, float | str]] = {}
     for name, metric in METRICS.items():
-        table = values(adapted, metric, cases)
-        best = values(oracle, metric, cases).iloc[:, 0]
-        table, best = table.dropna().align(best.dropna(), join="inner", axis=0)
-        own, top = table.to_numpy(), best.to_numpy()
-        estimates = shares(own, top)
-        drawn = np.random.default_rng(0).integers(len(own), size=(RESAMPLES, len(own)))
-        low, high = np.percentile(shares(own[drawn], top[drawn]), [2.5, 97.5], axis=0)
-        for i, arm in enumerate(table):
-            row = rows.setdefault(arm, {"subjects": len(own)})
-            row[name] = round(float(own[:, i].mean()), 3)
-            share = f"{estimates[i]:.0%} [{low[i]:.0%}, {high[i]:.0%}]"
-            row[f"recovered of {name}"] = share if i else ""
-        row = rows.setdefault("oracle", {"subjects": len(own)})
-        row |= {name: round(float(top.mean()), 3), f"recovered of {name}": "100%"}
+        tables = values(adapted, metric, cases)
+        tables["oracle"] = next(iter(values(oracle, metric, cases).values()))
+        complete = [set(table.dropna().index) for table in tables.values()]
+        subjects = sorted(set.intersection(*complete))
+        arrays = {arm: table.loc[subjects].to_numpy() for arm, table in tables.items()}
+        source = next(iter(arrays.values()))
+        for arm, array in arrays.items():
+            row = rows.setdefault(arm, {"subjects": len(subjects)})
+            row[name] = round(float(array.mean()), 3)
+            row[f"recovered of {name}"] = share(array, source, arrays["oracle"])
+            if array is source or arm == "oracle":
+                row[f"recovered of {name}"] = "" if array is source else "100%"
     return rows
 
 

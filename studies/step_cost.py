@@ -59,6 +59,8 @@ def serve(
     """Answer requests in the process of one arm."""
     import torch
 
+    from nnunet_ext.memory.steps import random_batch
+
     torch.set_num_threads(arguments["threads"])
     device = torch.device(arguments["device"])
     with tempfile.TemporaryDirectory() as results:
@@ -109,36 +111,6 @@ def build_trainer(
     trainer.set_deep_supervision_enabled(trainer.enable_deep_supervision)
     trainer.on_train_epoch_start()
     return trainer
-
-
-def random_batch(trainer: Any) -> dict[str, Any]:
-    """Make a batch of the shapes that nnU-Net's data loader delivers."""
-    import torch
-
-    generator = torch.Generator().manual_seed(0)
-    patch = trainer.configuration_manager.patch_size
-    shape = (trainer.batch_size, 1, *patch)
-    labels = trainer.label_manager
-    # regions come with one more channel for the ignore label
-    channels = len(labels.foreground_regions) + labels.has_ignore_label if labels.has_regions else 1
-    values = 2 if labels.has_regions else labels.num_segmentation_heads
-    scales = trainer._get_deep_supervision_scales() or [[1] * len(patch)]
-    targets = [
-        torch.randint(
-            values,
-            (shape[0], channels, *(round(n * s) for n, s in zip(patch, scale, strict=True))),
-            generator=generator,
-        ).to(torch.bool if labels.has_regions else torch.int16)
-        for scale in scales
-    ]
-    # one case of each domain after the other, where the data set has domains
-    domains: dict[str, str] = getattr(trainer, "domains", {})
-    cases = list({domain: case for case, domain in domains.items()}.values()) or ["case"]
-    return {
-        "data": torch.randn(shape[0], trainer.num_input_channels, *patch, generator=generator),
-        "target": targets if trainer.enable_deep_supervision else targets[0],
-        "keys": [cases[i % len(cases)] for i in range(shape[0])],
-    }
 
 
 def predict(trainer: Any, data: Any) -> float:

@@ -1,24 +1,26 @@
-"""Write ``studies/records/README.md`` and ``docs/experiments.md`` from the records.
+"""Write ``studies/records/README.md``, ``docs/experiments.md`` and all reports from the records.
 
 Takes no arguments: ``python -m studies.summarise``.
 """
 
 import json
-import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from nnunet_ext.evaluation.statistics import Difference, difference
+from nnunet_ext.benchmark.analysis import Analysis
+from nnunet_ext.benchmark.report import write_report
+from nnunet_ext.benchmark.results import Results, read
 
 RESULTS = Path(__file__).parent / "records"
 EXPERIMENTS_PAGE = Path(__file__).parents[1] / "docs" / "experiments.md"
 METRICS = {"dice": 3, "nsd": 3, "hd95": 1}
 """Shown metrics and their digits."""
-MARGIN = 0.005
-"""Differences of Dice within it do not matter."""
+TURNED = {"better": "worse", "worse": "better"}
+"""A verdict on one of two arms -> that on the other."""
 INTRODUCTION = """# Records
 
 Written by `studies/summarise.py` from the records in this folder; do not edit. The folders hold
@@ -38,9 +40,9 @@ folds, seeds and, unless an arm's name says otherwise, epochs; CateNorm takes ha
 optimisation steps again in them. Networks and budgets are small enough for a CPU: differences
 between arms are what to look at, not the scores. For the same reason all arms learn with Adam
 (`optimizer=adam`, rate 0.001) and predict without mirroring; nnU-Net's defaults, and ours, are SGD
-and mirroring. 95 % intervals and verdicts are over [subjects and trainings](statistics.md), scores
-averaged over labels; after "undecided" stands how many more trainings would decide. What a result
-means for a method stands on the method's page.
+and mirroring. Intervals (95 %), p (Holm) and verdicts are over
+[subjects and trainings](statistics.md), scores averaged over labels; after "undecided" stands how
+many more trainings would decide. What a result means for a method stands on the method's page.
 """
 
 
@@ -101,64 +103,69 @@ def startup_cost(record: dict[str, Any]) -> str:
 
 
 def experiment(folder: Path) -> str:
-    """Report a recorded benchmark: every arm, and the last arm's difference to it."""
-    benchmark = json.loads((folder / "benchmark.json").read_text())
-    scores = pd.read_csv(folder / "scores.csv", dtype={"label": str, "fold": str, "seen": str})
-    cost = pd.read_csv(folder / "cost.csv").set_index(["configuration", "arm"])["seconds_per_epoch"]
-    *_, full = benchmark["arms"]
-    parts = [f"## {folder.name}\n\n{benchmark.get('description', '')}"]
-    seen = scores["seen"].fillna("") if "seen" in scores else pd.Series("", scores.index)
-    domains = seen.map(lambda name: f", {name} domains" if name else "")
-    groups = scores.groupby(["configuration", "evaluation", domains])
-    for (configuration, evaluation, which), rows in groups:
-        held_out = rows["subject"].nunique(), rows["case"].nunique(), rows["seed"].nunique()
-        keys = ["arm", "subject", "case", "seed", "fold"]
-        values = rows.groupby(keys, as_index=False, dropna=False)[[*METRICS]].mean()
-        means = values.groupby(["arm", "subject"])[[*METRICS]].mean().groupby("arm").mean()
-        values["training"] = values["seed"].astype(str) + ", " + values["fold"]
-        dice = values.rename(columns={"dice": "value"})
-        arms = set(dice["arm"])
-        margin = benchmark.get("margin", MARGIN)
-        table_rows = [
-            [
-                name,
-                *(_number(means[m].get(name, math.nan), digits) for m, digits in METRICS.items()),
-                *(
-                    _difference(difference(dice, full, name, margin=margin))
-                    if {name, full} <= arms and name != full
-                    else ("", "")
-                ),
-                _number(cost.get((configuration, name), math.nan), 1),
-            ]
-            for name in benchmark["arms"]
-        ]
-        header = [
-            "arm",
-            "Dice",
-            "NSD",
-            "HD95",
-            f"Dice of {full} minus this",
-            f"{full} is",
-            "s per epoch",
-        ]
-        parts.append(
-            f"{configuration}, {evaluation}{which}: {held_out[0]} subjects ({held_out[1]} cases), "
-            f"{held_out[2]} seeds.\n\n{table(header, table_rows)}"
-        )
+    """Write the report of a recorded benchmark, and sum it up: the last arm against every other."""
+    (results,) = read(folder)
+    write_report(results, folder)
+    *_, full = results.arms
+    analysis = Analysis(replace(results, baseline=full))
+    cost = analysis.cost.set_index(["configuration", "arm"])["seconds_per_epoch"]
+    parts = [f"## {folder.name}\n\n{results.description}"]
+    for configuration in results.configurations():
+        for evaluation in results.evaluations(configuration):
+            scores = results.of(configuration, evaluation)
+            one = scores["seen"].nunique() == 1
+            for name, rows in analysis.rows(
+                configuration, evaluation, "all" if one else "seen"
+            ).groupby("name", sort=False):
+                part = scores if one else scores[scores["seen"] == name]
+                kind = part["seen"].iloc[0]
+                counts = [part[column].nunique() for column in ("subject", "case", "seed")]
+                parts.append(
+                    f"{configuration}, {evaluation}{f', {kind} domains' if kind else ''}: "
+                    "{} subjects ({} cases), {} seeds.\n\n".format(*counts)
+                    + comparison(results, rows, cost[configuration], full)
+                )
     environment = json.loads((folder / "environment.json").read_text())
     link = f"[Report](../studies/records/{folder.name}/report.md)"
     parts.append(f"{link}. {circumstances(environment)}")
     return "\n\n".join(parts) + "\n"
 
 
-def _number(value: float, digits: int) -> str:
-    return "" if math.isnan(value) else f"{value:.{digits}f}"
+def comparison(results: Results, rows: pd.DataFrame, cost: pd.Series, full: str) -> str:
+    """Means of all arms, and the last one's difference in Dice to each."""
+    means = rows.pivot(index="arm", columns="metric", values="mean")
+    found = rows[rows["metric"] == "dice"].set_index("arm")
+    lines = [
+        [
+            arm,
+            *(_number(means[metric].get(arm), digits) for metric, digits in METRICS.items()),
+            *(_difference(found.loc[arm]) if arm in found.index else ("", "", "")),
+            _number(cost.get(arm), 1),
+        ]
+        for arm in results.arms
+    ]
+    against = [f"Dice of {full} minus this", "p", f"{full} is"]
+    return table(["arm", "Dice", "NSD", "HD95", *against, "s per epoch"], lines)
 
 
-def _difference(found: Difference) -> tuple[str, str]:
-    text = f"{found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
-    more = f" (+{found.further_trainings})" if found.further_trainings else ""
-    return text, found.verdict + more
+def _number(value: float | None, digits: int) -> str:
+    return "" if pd.isna(value) else f"{value:.{digits}f}"
+
+
+def _difference(row: pd.Series) -> tuple[str, str, str]:
+    if pd.isna(row["difference"]):
+        return "", "", ""
+    # of this arm to the last one; turned around, without -0.0
+    found, low, high = (0.0 - row[key] for key in ("difference", "high", "low"))
+    known = f" [{low:+.3f}, {high:+.3f}]" if not pd.isna(low) else ""
+    more = row["further_trainings"]
+    verdict = TURNED.get(row["verdict"], row["verdict"])
+    p = row["p_holm"]
+    return (
+        f"{found:+.3f}{known}",
+        "" if pd.isna(p) else "< 0.001" if p < 1e-3 else f"{p:.3f}",
+        verdict + ("" if pd.isna(more) else f" (+{more:.0f})"),
+    )
 
 
 def named_rows(record: dict[str, Any]) -> str:
@@ -171,7 +178,26 @@ def named_rows(record: dict[str, Any]) -> str:
     return f"{setting}.\n\n{table(header, rows)}"
 
 
+def gpu_parts(record: dict[str, Any]) -> str:
+    """Report what was found out on a GPU, part by part."""
+    parts = []
+    for part, found in record["gpu_parts"].items():
+        rows = [[f"`{name}`", *figures.values()] for name, figures in found.items()]
+        header = ["", *next(iter(found.values()))]
+        parts.append(f"Part {part}:\n\n{table(header, rows)}")
+    return "\n\n".join(parts)
+
+
+def memory_peaks(record: dict[str, Any]) -> str:
+    """Report simulated and allocated memory."""
+    header = list(record["peaks"][0])
+    rows = [list(row.values()) for row in record["peaks"]]
+    return f"Bytes.\n\n{table(header, rows)}"
+
+
 REPORTS = {
+    "gpu_parts": gpu_parts,
+    "peaks": memory_peaks,
     "arms": step_cost,
     "comparisons": lambda record: "Tables are in [docs](../../docs/statistics.md).",
     "losses": named_rows,
@@ -186,7 +212,7 @@ REPORTS = {
 
 
 def main() -> None:
-    """Write both pages."""
+    """Write the pages and the records' reports."""
     folders = sorted(path.parent for path in RESULTS.glob("*/scores.csv"))
     EXPERIMENTS_PAGE.write_text("\n".join([EXPERIMENTS, *map(experiment, folders)]))
     sections = [INTRODUCTION]

@@ -69,8 +69,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     return rows
 
 
-def main() -> None:
-    """Measure, print, and record if asked to."""
+def parser() -> argparse.ArgumentParser:
+    """What the command line may say."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -84,7 +84,12 @@ def main() -> None:
     parser.add_argument("--warm-up", type=int, default=1)
     parser.add_argument("--steps", type=int, default=5, help="of each setting")
     parser.add_argument("--record", type=Path, help="JSON file to write")
-    arguments = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Measure, print, and record if asked to."""
+    arguments = parser().parse_args()
     arguments.setting = arguments.setting or ["{}"]
     torch.set_num_threads(arguments.threads)
     rows = measure(arguments)

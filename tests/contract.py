@@ -7,7 +7,7 @@ with one class in ``tests/networks/test_contract.py``.
 import copy
 import json
 import pickle
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
@@ -113,7 +113,11 @@ class TrainerContract:
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         if "training" in metafunc.fixturenames:
-            pairs = [(each, each.suited(task)) for each in self.recipes for task in self.tasks]
+            pairs = [
+                pytest.param((recipe, recipe.suited(task)), marks=_slow_unless(quick))
+                for turn, recipe in enumerate(self.recipes)
+                for task, quick in _quick_tasks(self.tasks, turn)
+            ]
             metafunc.parametrize("training", pairs, indirect=True, scope="class", ids=_pair_name)
         elif "recipe" in metafunc.fixturenames:
             metafunc.parametrize("recipe", self.recipes, ids=str)
@@ -151,7 +155,9 @@ class TrainerContract:
     def test_sliding_windows_with_mirroring_give_finite_logits(self, training: Training) -> None:
         task = training.world.task
         predictor = load_predictor(training)
-        volume = torch.randn(task.input_channels, *[tiny.EDGE + 4] * 3)
+        # two slices, or two windows
+        depth = 2 if task.dim == 2 else tiny.EDGE
+        volume = torch.randn(task.input_channels, depth, tiny.EDGE, tiny.EDGE + 4)
         logits = predictor.predict_logits_from_preprocessed_data(volume)
         assert logits.shape == (task.heads, *volume.shape[1:])
         assert torch.isfinite(logits).all()
@@ -175,33 +181,29 @@ class TrainerContract:
     def test_no_temporary_file_stays_behind(self, training: Training) -> None:
         assert not list(training.world.results.rglob("*.partial"))
 
-    @pytest.mark.parametrize("completed", [1, 3])
-    def test_a_continued_training_equals_an_uninterrupted_one(
-        self,
-        recipe: Recipe,
-        completed: int,
-        make_world: Callable[..., World],
-        monkeypatch: pytest.MonkeyPatch,
+    def test_a_training_killed_twice_equals_an_uninterrupted_one(
+        self, recipe: Recipe, make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         without_progress_plot(monkeypatch)
         world = make_world(dim=2, norm="batch", domains=tiny.TWO_SITES)
-        settings = {**recipe.settings, "num_epochs": 4, "save_every": 1}
+        settings = {**recipe.settings, "num_epochs": 3, "save_every": 1}
 
         whole = world.trainer(recipe.trainer, settings)
         whole.run_training()
         expected = load(Path(whole.output_folder, "checkpoint_final.pth"))
 
-        interrupted = world.trainer(recipe.trainer, settings)
-        interrupt_after(interrupted, completed, monkeypatch)
-        with pytest.raises(InterruptionError):
-            interrupted.run_training()
-        np.random.seed(99)
-        torch.manual_seed(99)
-        continued = world.trainer(recipe.trainer, settings, continue_training=True)
-        continued.load_checkpoint(str(Path(continued.output_folder, "checkpoint_latest.pth")))
-        assert continued.current_epoch == completed
-        continued.run_training()
-        actual = load(Path(continued.output_folder, "checkpoint_final.pth"))
+        trainer = world.trainer(recipe.trainer, settings)
+        for completed in (1, 2):
+            interrupt_after(trainer, completed, monkeypatch)
+            with pytest.raises(InterruptionError):
+                trainer.run_training()
+            np.random.seed(99)
+            torch.manual_seed(99)
+            trainer = world.trainer(recipe.trainer, settings, continue_training=True)
+            trainer.load_checkpoint(str(Path(trainer.output_folder, "checkpoint_latest.pth")))
+            assert trainer.current_epoch == completed
+        trainer.run_training()
+        actual = load(Path(trainer.output_folder, "checkpoint_final.pth"))
 
         for checkpoint in (expected, actual):
             for name in TIMES:
@@ -251,7 +253,12 @@ class NetworkContract:
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         if "task" in metafunc.fixturenames:
-            metafunc.parametrize("task", self.tasks, ids=str)
+            compiles = "compile" in metafunc.function.__name__
+            tasks = [
+                pytest.param(task, marks=_slow_unless(quick or not compiles))
+                for task, quick in _quick_tasks(self.tasks)
+            ]
+            metafunc.parametrize("task", tasks, ids=str)
 
     @pytest.fixture
     def network(self, task: Task) -> nn.Module:
@@ -302,11 +309,6 @@ class NetworkContract:
             together, alone = network(images)[:1], network(images[:1])
         torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
 
-    def test_the_planner_can_estimate_its_memory(self, network: nn.Module, task: Task) -> None:
-        size = network.compute_conv_feature_map_size(task.patch_size)
-        stock = task.unet().compute_conv_feature_map_size(task.patch_size)
-        assert size >= stock > 0
-
     def test_it_compiles_without_graph_breaks(self, network: nn.Module, task: Task) -> None:
         without_deep_supervision(network.eval())
         torch._dynamo.reset()
@@ -339,6 +341,17 @@ class NetworkContract:
 
 
 # ---------------------------------------------------------------------------------------- tools
+
+
+def _quick_tasks(tasks: Sequence[Task], turn: int = 0) -> list[tuple[Task, bool]]:
+    """Each task, and whether it is one of the two, 3D and 2D, whose turn it is in quick tests."""
+    kinds = [[task for task in tasks if task.dim == dim] for dim in (3, 2)]
+    quick = [kind[turn % len(kind)] for kind in kinds if kind]
+    return [(task, task in quick) for task in tasks]
+
+
+def _slow_unless(quick: bool) -> tuple[pytest.MarkDecorator, ...]:
+    return () if quick else (pytest.mark.slow,)
 
 
 def load(path: Path) -> dict[str, Any]:

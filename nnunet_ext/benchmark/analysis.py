@@ -82,20 +82,13 @@ def unit_name(scores: pd.DataFrame) -> str:
 
 
 KEYS = ["configuration", "evaluation", "scope", "name", "metric", "arm"]
-COLUMNS = [*KEYS, "subjects", "most", "cases", "trainings", "mean", "mean_low", "mean_high"]
-COLUMNS += [
-    "against",
-    "pairs",
-    "arm_mean",
-    "baseline_mean",
-    "difference",
-    "low",
-    "high",
-    "df",
-    "p",
-    "p_holm",
+COLUMNS = [
+    *KEYS,
+    *("subjects", "most", "cases", "trainings", "mean", "mean_low", "mean_high", "against"),
+    *("pairs", "arm_mean", "baseline_mean", "difference", "low", "high", "df", "p", "p_holm"),
+    *("verdict", "further_trainings"),
 ]
-COLUMNS += ["verdict", "further_trainings"]
+"""Of the comparison; ``most`` is the number of subjects of the arm that has most."""
 
 
 @dataclass(frozen=True)
@@ -115,9 +108,9 @@ class Analysis:
         Means with their interval, and, if there is something to compare with (``against``: the
         baseline, or "clean" for the change that a degradation makes), the columns of
         :class:`~nnunet_ext.evaluation.statistics.Difference`, ``pairs`` (subjects of both arms)
-        and, for whole evaluations, ``p_holm``. Scope is what the scores were restricted to:
-        "all", "label", "seen", "domain" (name says which). Under "change" stands each arm under a
-        degradation against itself without.
+        and, for whole evaluations and under "seen", ``p_holm``. Scope is what the scores were
+        restricted to: "all", "label", "seen", "domain" (name says which). Under "change" stands
+        each arm under a degradation against itself without.
         """
         rows: list[dict[str, Any]] = []
         for configuration in self.results.configurations():
@@ -126,7 +119,7 @@ class Analysis:
                 scores = self.results.of(configuration, evaluation)
                 for metric in METRICS:
                     for scope, name, part in self._parts(scores, evaluation):
-                        found = self._compared(part, metric, tested=scope == "all")
+                        found = self._compared(part, metric, tested=scope in ("all", "seen"))
                         rows += [place | {"scope": scope, "name": name} | row for row in found]
                     if evaluation not in (CLEAN, TEST):
                         clean = self.results.of(configuration, CLEAN)

@@ -88,7 +88,9 @@ def gather(folder: Path, baseline: str | None = None) -> list[Results]:
     Raises:
         UserError: If there is neither, or no arm of that name.
     """
-    parts = layouts(folder) if (folder / spec.FILE_NAME).exists() else []
+    # a record may hold settings that there are no more
+    is_record = (folder / records.FRAMES["scores"]).exists()
+    parts = layouts(folder) if (folder / spec.FILE_NAME).exists() and not is_record else []
     begun = [layout for layout in parts if layout.prepared.exists()]
     if not begun:
         found = records.read(folder)
@@ -150,7 +152,8 @@ def collect(layout: Layout, baseline: str | None = None) -> Results:
             except UserError as error:
                 problems.append(str(error))
     frames = {
-        name: pd.concat([pd.DataFrame(columns=list(COLUMNS[name])), *tables], ignore_index=True)
+        # an empty frame among others would make objects of their numbers
+        name: pd.concat(tables or [pd.DataFrame(columns=list(COLUMNS[name]))], ignore_index=True)
         for name, tables in parts.items()
     }
     return Results(
@@ -159,7 +162,7 @@ def collect(layout: Layout, baseline: str | None = None) -> Results:
         baseline=baseline,
         arms={arm: _arm_facts(layout, prepared, arm) for arm in benchmark.arms},
         labels=label_names(dataset_json),
-        **{name: frame[list(COLUMNS[name])] for name, frame in frames.items()},
+        **{name: frame.reindex(columns=list(COLUMNS[name])) for name, frame in frames.items()},
         environment=found,
         reproduction={
             "benchmark.json": json.loads(spec.as_json(benchmark)),

@@ -1,6 +1,7 @@
 """Results of what has been trained already: finished model folders, or folders of predictions."""
 
 import math
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from nnunet_ext._common.processes import for_each
 from nnunet_ext.benchmark.results import ALL_FOLDS, CLEAN, COLUMNS, KEYS, MARGIN, TEST, Results
 from nnunet_ext.domains.assignment import read_domains, subjects_from_pattern
 from nnunet_ext.evaluation.scoring import PLANS_JSON, SUMMARY, Found, find, read_summary, score_case
-from nnunet_ext.nnunet.datasets import label_names
+from nnunet_ext.nnunet.datasets import RAW, label_names
 
 MODEL_NAME = re.compile(r"(?P<trainer>.+)__(?P<plans>.+)__(?P<configuration>.+)")
 """Of nnU-Net's model folders."""
@@ -64,6 +65,13 @@ class Evaluation:
     def dataset(self) -> str:
         """Name of the data set, or "" if nothing says it."""
         return str(self.plans.get("dataset_name", ""))
+
+    def image(self, case: str) -> str:
+        """First channel of a case in the raw data set, "" if that is not here."""
+        images = "imagesTs" if self.fold == ALL_FOLDS else "imagesTr"
+        folder = Path(os.environ.get(RAW, ""), self.dataset, images)
+        path = folder / f"{case}_0000{self.found.scheme.ending}"
+        return str(path) if path.is_file() else ""
 
 
 def compare(
@@ -116,7 +124,7 @@ def compare(
         facts = {"arm": each.arm, "seed": each.seed, "fold": each.fold}
         facts |= {"summary": str(each.folder / SUMMARY)}
         rows += [
-            facts | row | {"case": case, "label": keys[row["label"]]}
+            facts | row | {"case": case, "label": keys[row["label"]], "image": each.image(case)}
             for case, found in mine.items()
             for row in found
         ]
@@ -127,7 +135,8 @@ def compare(
         evaluation=TEST if evaluations[0].fold == ALL_FOLDS else CLEAN,
         domain=scores["case"].map(lambda case: domains.get(case, "")),
         subject=scores["case"].map(lambda case: subjects.get(case, case)),
-        **dict.fromkeys(("seen", "image"), ""),
+        seen="",
+        **{name: scores[name].map(os.path.abspath) for name in ("summary", "truth", "prediction")},
     )
     cells = scores[list(KEYS)].drop_duplicates().assign(status="done")
     unknown = dict.fromkeys(("reason", "memory_kind", "command", "log"), "")

@@ -4,9 +4,8 @@ import base64
 import io
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -39,16 +38,8 @@ THIN = 28
 PLANES = ("axial", "coronal", "sagittal")
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A picture with its caption.
-
-    Attributes:
-        image: ``data:`` address of the picture, or "" if there is none.
-        labels: The same of what is laid over it.
-        title: What it shows.
-        details: What else is to say.
-    """
+class Picture(NamedTuple):
+    """Addresses (``data:``) of a picture and of what is laid over it, or "", and its caption."""
 
     image: str
     labels: str

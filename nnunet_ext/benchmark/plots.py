@@ -131,26 +131,11 @@ def strips(values: pd.DataFrame, styles: Styles, label: str) -> str:
             axes.plot(
                 dots, i + jitter, "o", **look, markeredgewidth=0, rasterized=wide.size > MOST_DOTS
             )
-            box = {"color": colour, "linewidth": 0.8}
-            axes.boxplot(
-                dots[~np.isnan(dots)],
-                positions=[i - 0.22],
-                widths=0.24,
-                orientation="horizontal",
-                showcaps=False,
-                showfliers=False,
-                showmeans=True,
-                whis=0,
-                boxprops=box,
-                whiskerprops=box,
-                medianprops=box | {"linewidth": 1.8},
-                meanprops={
-                    "marker": "D",
-                    "markerfacecolor": "white",
-                    "markeredgecolor": colour,
-                    "markersize": 4.2,
-                },
-            )
+            low, median, high = np.nanquantile(dots, [0.25, 0.5, 0.75])
+            axes.barh(i - 0.22, high - low, 0.22, low, color=colour, alpha=0.25)
+            axes.plot([median, median], [i - 0.33, i - 0.11], color=colour, linewidth=1.8)
+            look = {"markeredgecolor": colour, "markersize": 4.2}
+            axes.plot(np.nanmean(dots), i - 0.22, "D", color="white", **look)
         _name_rows(axes, arms, range(len(arms)))
         axes.set_ylim(len(arms) - 0.45, -0.55)
         axes.set_xlabel(label)

@@ -17,6 +17,7 @@ from nnunet_ext.cli.fetch import fetch
 from nnunet_ext.cli.folds import folds
 from nnunet_ext.cli.join import join
 from nnunet_ext.cli.list import list_methods
+from nnunet_ext.cli.memory import memory
 from nnunet_ext.cli.run import run
 
 app = typer.Typer(
@@ -40,6 +41,7 @@ app.command(
 app.command("demo", short_help="Show the whole way on a small task.")(demo)
 app.command("fetch", short_help="Download tasks of the Medical Decathlon.")(fetch)
 app.add_typer(benchmark, name="benchmark", short_help="Compare trainers on one data set.")
+app.command("memory", short_help="Tell how much memory a training takes.")(memory)
 app.command("configure", short_help="Write settings of your own into the plans.")(configure)
 app.command("export-stock", short_help="Copy a model for nnU-Net without nnunet_ext.")(export_stock)
 app.command("domains", short_help="Say which case comes from which scanner or site.")(domains)

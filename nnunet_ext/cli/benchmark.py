@@ -274,22 +274,20 @@ def _pairs(options: list[str]) -> dict[str, str]:
 @benchmark.command("report", short_help="Write the report of what is finished.")
 def report(
     folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="A benchmark's folder, or a report's.")
+        Path, typer.Argument(metavar="FOLDER", help="A benchmark's folder, or a record of one.")
     ],
     baseline: Annotated[
-        str | None, typer.Option(help="Arm to compare with.", show_default="the benchmark's")
+        str | None, Option(help="Arm to compare with.", show_default="the benchmark's")
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Where it goes.", show_default="FOLDER/report")
-    ] = None,
+    out: Annotated[Path | None, Option(help="Where it goes.", show_default="FOLDER/report")] = None,
     images: Annotated[
-        bool, typer.Option(help="Show cases; leave out for data that must not be spread.")
+        bool, Option(help="Show cases; leave out for data that must not be spread.")
     ] = True,
 ) -> None:
-    """Write FOLDER/report: one HTML page, the same as Markdown, and CSV files.
+    """Write FOLDER/report: one HTML page, the same as Markdown, CSV and JSON files.
 
-    Works at any time; what is not finished is said. `benchmark run` writes it at its end. Of a
-    report (or a record without its page) it makes the page again, without the trainings.
+    Works at any time; what is not finished is said. `benchmark run` writes it at its end. The
+    files beside the page are a record, from which this command makes the page again.
 
     \b
     Examples:
@@ -310,20 +308,14 @@ def _report(
     images: bool = True,
 ) -> None:
     from nnunet_ext._common.console import print_plain
-    from nnunet_ext.benchmark import spec
     from nnunet_ext.benchmark.collect import gather, without_images
     from nnunet_ext.benchmark.report import write_report
+    from nnunet_ext.benchmark.results import FRAMES
 
     folder = folder.expanduser().resolve()
-    results = gather(folder, baseline)
-    for each in results:
-        for problem in each.problems:
-            print_plain(console, f"Problem: {problem}", "bold red")
-    if not images:
-        results = [without_images(each) for each in results]
-    record = (folder / "scores.csv").exists()
-    target = out or (folder if record else folder / "report")
-    page = write_report(results, target, folder)
-    if (folder / spec.FILE_NAME).exists():
-        spec.write(spec.read(folder), target / spec.FILE_NAME)
-    print_plain(console, f"Report: {page}")
+    results = [each if images else without_images(each) for each in gather(folder, baseline)]
+    for problem in (problem for each in results for problem in each.problems):
+        print_plain(console, f"Problem: {problem}", "bold red")
+    is_record = (folder / FRAMES["scores"]).exists()  # beside which the page goes
+    target = out or (folder if is_record else folder / "report")
+    print_plain(console, f"Report: {write_report(results, target, folder)}")

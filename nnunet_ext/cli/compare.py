@@ -34,6 +34,9 @@ def compare(
     processes: Annotated[
         int | None, typer.Option(min=1, help="Default: nnU-Net's nnUNet_def_n_proc.")
     ] = None,
+    images: Annotated[
+        bool, typer.Option(help="Show cases; leave out for data that must not be spread.")
+    ] = True,
     out: Annotated[
         Path | None,
         typer.Option("-o", "--out", metavar="FOLDER", show_default="comparison_DATASET"),
@@ -59,6 +62,7 @@ def compare(
 
     from nnunet_ext._common.console import print_plain
     from nnunet_ext.benchmark import compare as comparing
+    from nnunet_ext.benchmark.collect import without_images
     from nnunet_ext.benchmark.report import write_report
 
     pairs = [(name, Path(folder)) for name, _, folder in (each.partition("=") for each in folders)]
@@ -75,6 +79,7 @@ def compare(
         margin=margin,
         processes=processes or default_num_processes,
     )
+    results = results if images else without_images(results)
     page = write_report(results, out or Path(f"comparison_{results.title}"))
     console = Console(highlight=False)
     for problem in results.problems:

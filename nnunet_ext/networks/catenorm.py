@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from dynamic_network_architectures.building_blocks.helper import (
@@ -187,9 +186,9 @@ class _ClassConditioning(nn.ModuleList):
         self.register_load_state_dict_post_hook(_mirror_flags)
 
     def set_flags(self, *, active: bool, regions: bool) -> None:
+        self.is_active, self.has_regions = active, regions
         self.get_buffer("active").fill_(active)
         self.get_buffer("regions").fill_(regions)
-        _mirror_flags(self)
 
 
 def _mirror_flags(module: nn.Module, _incompatible_keys: object = None) -> None:
@@ -204,7 +203,6 @@ class _ModifiedBlock:
 
     block: ConvDropoutNormReLU
     catenorm: CateNorm
-    size_divisor: tuple[int, ...]  # input size over feature size, per axis
 
 
 class CateNormUNet(nn.Module):
@@ -262,8 +260,8 @@ class CateNormUNet(nn.Module):
             encoder_stages = range(min(PAPER_ENCODER_STAGES, len(self.encoder.stages)))
 
         self._modified: tuple[_ModifiedBlock, ...] = tuple(
-            self._modify(block, divisor, num_classes, reduction, recompute)
-            for stage, divisor in self._stages(encoder_stages, decoder_stages)
+            self._modify(block, num_classes, reduction, recompute)
+            for stage in self._stages(encoder_stages, decoder_stages)
             for block in _conv_blocks(stage)
         )
         layers = _ClassConditioning(modified.catenorm for modified in self._modified)
@@ -271,8 +269,7 @@ class CateNormUNet(nn.Module):
 
     def _stages(
         self, encoder_stages: Sequence[int], decoder_stages: Sequence[int]
-    ) -> Iterator[tuple[nn.Module, tuple[int, ...]]]:
-        divisors = [tuple(d) for d in np.cumprod(np.array(self.encoder.strides), axis=0).tolist()]
+    ) -> Iterator[nn.Module]:
         from_full_resolution = list(self.decoder.stages)[::-1]
         for name, chosen, stages in (
             ("encoder", encoder_stages, list(self.encoder.stages)),
@@ -284,12 +281,11 @@ class CateNormUNet(nn.Module):
                     f"catenorm.{name}_stages names stage {missing[0]}, but this network's "
                     f"{name} has stages 0 to {len(stages) - 1}."
                 )
-            yield from ((stages[stage], divisors[stage]) for stage in sorted(set(chosen)))
+            yield from (stages[stage] for stage in sorted(set(chosen)))
 
     def _modify(
         self,
         block: ConvDropoutNormReLU,
-        size_divisor: tuple[int, ...],
         num_classes: int,
         reduction: int,
         recompute: bool,
@@ -313,7 +309,7 @@ class CateNormUNet(nn.Module):
         )
         # only all_modules is executed by the block, so this is where to switch
         block.all_modules = _SwitchedSequential(block.all_modules, norm, catenorm, self._prior)
-        return _ModifiedBlock(block, catenorm, size_divisor)
+        return _ModifiedBlock(block, catenorm)
 
     @property
     def _conditioning(self) -> _ClassConditioning:
@@ -389,29 +385,6 @@ class CateNormUNet(nn.Module):
         finally:  # a prior left behind would turn the next first pass into a second one
             self._prior.value = None
         return logits
-
-    def compute_conv_feature_map_size(self, input_size: Sequence[int]) -> int:
-        """Estimate memory as nnU-Net's planner does, in elements of feature maps.
-
-        Args:
-            input_size: Patch size, without batch and channels.
-        """
-        size = int(self.encoder.compute_conv_feature_map_size(input_size))
-        size += int(self.decoder.compute_conv_feature_map_size(input_size))
-        for modified in self._modified:
-            feature_size = np.floor_divide(input_size, modified.size_divisor)
-            voxels = int(np.prod(feature_size, dtype=np.int64))
-            size += round(voxels * self._kept_channels(modified.catenorm))
-        return size
-
-    @staticmethod
-    def _kept_channels(catenorm: CateNorm) -> float:
-        """Maps that a backward pass needs beyond those of a plain block, in nnU-Net's units."""
-        features, hidden = catenorm.gamma.out_channels, catenorm.shared.out_channels
-        normalised, gamma = features, features
-        kept = normalised if catenorm.recompute else normalised + gamma + hidden
-        # nnU-Net counts one map for a block that keeps two, before and after normalisation
-        return kept / 2
 
 
 def _conv_blocks(stage: nn.Module) -> Iterator[ConvDropoutNormReLU]:

@@ -94,7 +94,6 @@ class RestorationDecoder(nn.Module):
         conv = encoder.conv_op
         kernels = [maybe_convert_scalar_to_list(conv, kernel) for kernel in encoder.kernel_sizes]
         self._strides = [tuple(stride) for stride in encoder.strides]
-        self._image_channels = image_channels
         undone = [s for s in range(self.stage, -1, -1) if any(n > 1 for n in self._strides[s])]
         self._undone = undone[:-1]
 
@@ -134,23 +133,6 @@ class RestorationDecoder(nn.Module):
             # a strided convolution rounds up
             sizes.append(tuple(-(-n // s) for n, s in zip(sizes[-1], stride, strict=True)))
         return sizes
-
-    def compute_conv_feature_map_size(self, input_size: Sequence[int]) -> int:
-        """Estimate memory as nnU-Net's planner does, in elements of feature maps.
-
-        Args:
-            input_size: Patch size, without batch and channels.
-        """
-        sizes = self._input_sizes(input_size)
-        voxels = [int(np.prod(each, dtype=np.int64)) for each in sizes]
-        finest = self._undone[-1] if self._undone else self.stage + 1
-        total = self._image_channels * voxels[finest]
-        for stage in self._undone:
-            block = self.blocks[str(stage)]
-            assert isinstance(block, _Block)
-            # two convolutions before upsampling; the upsampled map and one convolution behind it
-            total += 2 * block.features * (voxels[stage + 1] + voxels[stage])
-        return total
 
 
 class _Block(nn.Module):

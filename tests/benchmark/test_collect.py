@@ -67,6 +67,7 @@ def test_scores_name_case_domain_subject_and_the_summary_they_come_from(layout: 
     assert (row["case"], row["domain"], row["subject"]) == (CASE, "site A", "3")
     assert row["seen"] == ""  # nothing is known of the training cases
     assert (row["dice"], row["nsd"], row["hd95"], row["assd"]) == (1, 1, 0, 0)
+    assert results.scores[["dice", "nsd", "hd95", "assd"]].dtypes.eq(float).all()
     assert (layout.root / row["summary"]).exists()
     assert results.labels == {"1": "organ", "2": "lesion"}
     assert results.problems == []

@@ -55,8 +55,13 @@ def test_equal_data_give_equal_bytes() -> None:
         {},
         {"arms": ("only",), "cases": 1, "folds": 1, "seeds": 1},
         {"arms": ODD},
-        {"arms": [f"arm {i}" for i in range(12)], "seeds": 1, "cases": 6},
-        {"labels": {str(i): f"label {i}" for i in range(30)}, "cases": 4},
+        *(
+            pytest.param(many, marks=pytest.mark.slow)
+            for many in (
+                {"arms": [f"arm {i}" for i in range(12)], "seeds": 1, "cases": 6},
+                {"labels": {str(i): f"label {i}" for i in range(30)}, "cases": 4},
+            )
+        ),
     ],
     ids=["plain", "one case of one arm", "odd names", "12 arms", "30 labels"],
 )

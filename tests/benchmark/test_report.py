@@ -140,7 +140,13 @@ CASES: dict[str, tuple[dict[str, Any], Callable[[Results], Results]]] = {
 }
 
 
-@pytest.fixture(scope="module", params=CASES)
+MANY = ("two configurations and a test set", "twelve arms", "thirty labels")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(case, marks=[pytest.mark.slow] * (case in MANY)) for case in CASES],
+)
 def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report of each kind."""
     options, change = CASES[request.param]

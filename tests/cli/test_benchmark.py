@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nnunet_ext.benchmark import live, prepare, report, schedule
+from nnunet_ext.benchmark import live, prepare, report, schedule, spec
+from nnunet_ext.benchmark.layout import Layout
 from nnunet_ext.benchmark.schedule import Execution
 from nnunet_ext.nnunet import commands, decathlon
+from tests.benchmark.synthetic_results import make_results
 from tests.decathlon_server import make_task
 from tests.tiny import DATASET
 
@@ -186,4 +189,48 @@ def test_a_report_of_no_benchmark_is_refused(
     monkeypatch.setattr(report, "write_report", None)
     outcome = cli("benchmark", "report", str(tmp_path))
     assert outcome.code == 1
-    assert "benchmark.json" in outcome.err
+    assert "holds neither a benchmark that has begun" in outcome.err
+
+
+def test_a_record_becomes_a_page_again(cli: Cli, tmp_path: Path) -> None:
+    report.write_report(make_results(tmp_path, cases=3), tmp_path / "record")
+    for page in (tmp_path / "record").glob("*.html"):
+        page.unlink()
+    outcome = cli("benchmark", "report", str(tmp_path / "record"), "--out", str(tmp_path / "page"))
+    assert outcome.code == 0, outcome.err
+    assert (tmp_path / "page" / "index.html").exists()
+    scores = [(tmp_path / name / "scores.csv").read_text() for name in ("record", "page")]
+    assert scores[0] == scores[1]
+    outcome = cli("benchmark", "report", str(tmp_path / "record"), "--baseline", "nobody")
+    assert outcome.code == 1
+    assert '"nobody" is no arm' in outcome.err
+
+
+def test_data_sets_of_one_file_get_one_report(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["Dataset777_Tiny", "Dataset778_Small"]
+    several = {"datasets": names, "arms": {"T": {"trainer": "T"}}}
+    spec.claim(tmp_path / "several", spec.from_content(several, "test"))
+    written: list[Any] = []
+
+    def collected(layout: Layout, baseline: str | None) -> Any:
+        found = make_results(layout.root, cases=2)
+        return replace(found, title=layout.root.name)
+
+    def write(results: Any, folder: Path, root: Path) -> Path:
+        written.extend(results)
+        assert (folder, root) == (tmp_path / "several" / "report", tmp_path / "several")
+        return folder / "index.html"
+
+    monkeypatch.setattr("nnunet_ext.benchmark.collect.collect", collected)
+    monkeypatch.setattr(report, "write_report", write)
+    for count, name in enumerate(names, start=1):
+        (tmp_path / "several" / name).mkdir()
+        (tmp_path / "several" / name / "prepared.json").touch()
+        written.clear()
+        outcome = cli("benchmark", "report", str(tmp_path / "several"))
+        assert outcome.code == 0, outcome.err
+        assert [each.title for each in written] == names[:count]
+        assert written[-1].scores["summary"].str.startswith(f"{name}/").all()
+        assert written[-1].cells["log"].str.startswith(f"{name}/").all()

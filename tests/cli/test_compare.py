@@ -171,6 +171,20 @@ def test_predictions_without_labels_are_left_out_and_named(cli: Cli) -> None:
     assert f"1 without labels are left out: {CASES[2]}" in Path("page/report.md").read_text()
 
 
+def test_pictures_are_shown_where_the_raw_data_set_is_here(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = model("A", 3), model("B", 0)
+    monkeypatch.setenv("nnUNet_raw", str(Path("raw").resolve()))
+    for case in CASES:
+        write(Path("raw", DATASET, "imagesTr", f"{case}_0000{ENDING}"), 9 * truth(case))
+    assert cli("compare", f"a={a}", f"b={b}", "--out", "shown").code == 0
+    assert Path("shown/index.html").read_text().count('class="labels"') == 2 * 5
+    assert cli("compare", f"a={a}", f"b={b}", "--out", "hidden", "--no-images").code == 0
+    assert "Pictures are left out" in Path("hidden/index.html").read_text()
+    assert pd.read_csv("hidden/scores.csv")[["image", "truth", "prediction"]].isna().all(axis=None)
+
+
 def drop_case(folder: Path) -> None:
     place = folder / "fold_0" / "validation"
     (place / f"{CASES[0]}{ENDING}").unlink()

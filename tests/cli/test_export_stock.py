@@ -44,7 +44,16 @@ def trained(
     return train
 
 
-@pytest.mark.parametrize("name", ["RAMDSIRTrainer", "TopKSigmaTrainer", "ExtensionTrainer_1epoch"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "RAMDSIRTrainer",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("TopKSigmaTrainer", "ExtensionTrainer_1epoch")
+        ),
+    ],
+)
 def test_nnunet_alone_predicts_the_same(
     name: str, trained: Callable[[str], Any], cli: Callable[..., Any], tmp_path: Path
 ) -> None:

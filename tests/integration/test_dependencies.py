@@ -28,6 +28,7 @@ REQUIREMENTS: list[str] = read_configuration(PROJECT / "pyproject.toml", expand=
     "dependencies"
 ]
 NEWEST_TORCH = "99.0"
+DISTRIBUTIONS = {"skimage": "scikit-image", "markdown_it": "markdown-it-py"}
 
 
 def required(name: str) -> list[str]:
@@ -137,5 +138,5 @@ def test_exactly_what_is_imported_is_declared() -> None:
             elif isinstance(node, ast.ImportFrom) and node.module:
                 modules.add(node.module.split(".")[0])
     modules -= {*sys.stdlib_module_names, "nnunet_ext", "pydantic_core"}  # comes with pydantic
-    imported = {canonicalize_name({"skimage": "scikit-image"}.get(m, m)) for m in modules}
+    imported = {canonicalize_name(DISTRIBUTIONS.get(m, m)) for m in modules}
     assert imported == {canonicalize_name(Requirement(text).name) for text in REQUIREMENTS}

@@ -78,7 +78,7 @@ def editable(create: Create) -> Environment:
     return create("--editable")
 
 
-@pytest.fixture(scope="session", params=["wheel", "editable"])
+@pytest.fixture(scope="session", params=["wheel", pytest.param("editable", marks=pytest.mark.slow)])
 def installed(request: pytest.FixtureRequest) -> Environment:
     environment: Environment = request.getfixturevalue(request.param)
     return environment
@@ -140,6 +140,7 @@ class TestInstalled:
 
 
 class TestOtherCircumstances:
+    @pytest.mark.slow
     def test_users_trainer_of_the_same_name_wins(self, wheel: Environment, tmp_path: Path) -> None:
         module = "from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer\n"
         module += "class CateNormTrainer(nnUNetTrainer): pass\n"
@@ -150,12 +151,14 @@ class TestOtherCircumstances:
         assert found["CateNormTrainr"].startswith("UnknownNameError: ")
         assert "Did you mean CateNormTrainer" in found["CateNormTrainr"]
 
+    @pytest.mark.slow
     def test_switch_leaves_nnunet_alone(self, wheel: Environment) -> None:
         names = [("here", "trainer", "CateNormTrainer"), ("here", "planner", "CateNormPlanner")]
         found = look_up(wheel, names, NNUNET_EXT_AUTOLOAD="0")
         assert found["CateNormTrainer"].startswith("RuntimeError: Could not find requested")
         assert found["CateNormPlanner"].startswith("AttributeError: 'NoneType'")
 
+    @pytest.mark.slow
     def test_editable_nnunet_is_found_and_answers(self, create: Create, tmp_path: Path) -> None:
         import nnunetv2
 
@@ -180,7 +183,7 @@ class TestOtherCircumstances:
         package.rename(environment.project / "moved")
         assert environment.run("-c", "pass").stderr == ""
 
-    @pytest.mark.parametrize("options", [(), ("--editable",)])
+    @pytest.mark.parametrize("options", [(), pytest.param(("--editable",), marks=pytest.mark.slow)])
     def test_uninstalling_removes_the_startup_files(
         self, create: Create, options: tuple[str, ...]
     ) -> None:

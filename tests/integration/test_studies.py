@@ -89,7 +89,13 @@ def test_amplitude_mixup_cost_compares_both_ways_and_names_its_circumstances(
     assert all(row["milliseconds"] > 0 for row in images)
 
 
-@pytest.mark.parametrize("kind", [{"dim": 2, "channels": 2}, {"dim": 3, "anisotropic": True}])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"dim": 2, "channels": 2},
+        pytest.param({"dim": 3, "anisotropic": True}, marks=pytest.mark.slow),
+    ],
+)
 def test_ram_dsir_pictures_are_drawn_from_a_model_that_stays_as_it_is(
     kind: dict[str, Any],
     make_world: Callable[..., tiny.World],
@@ -103,7 +109,9 @@ def test_ram_dsir_pictures_are_drawn_from_a_model_that_stays_as_it_is(
     assert (height, width) == (3 * 288, 4 * 288)
 
 
-@pytest.mark.parametrize("kind", [{"dim": 2, "channels": 3}, {"dim": 3}])
+@pytest.mark.parametrize(
+    "kind", [pytest.param({"dim": 2, "channels": 3}, marks=pytest.mark.slow), {"dim": 3}]
+)
 def test_condseg_regions_are_drawn_and_measured_from_a_model_that_stays_as_it_is(
     kind: dict[str, Any],
     make_world: Callable[..., tiny.World],
@@ -125,7 +133,7 @@ def test_condseg_regions_are_drawn_and_measured_from_a_model_that_stays_as_it_is
     assert 0 <= figures["Dice, guides exchanged"] <= 1
 
 
-@pytest.mark.parametrize("dim", [2, 3])
+@pytest.mark.parametrize("dim", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_local_mask_says_whether_it_lies_on_what_looks_foreign(
     dim: int,
     make_world: Callable[..., tiny.World],
@@ -144,7 +152,9 @@ def test_local_mask_says_whether_it_lies_on_what_looks_foreign(
     assert 0 <= figures["area under the curve"] <= 1
 
 
-@pytest.mark.parametrize("size", [("32", "32"), ("24", "24", "24")])
+@pytest.mark.parametrize(
+    "size", [("32", "32"), pytest.param(("24", "24", "24"), marks=pytest.mark.slow)]
+)
 def test_translator_cost_counts_images_of_both_domains(
     size: tuple[str, ...], tmp_path: Path
 ) -> None:
@@ -296,7 +306,7 @@ def test_startup_cost_prints_the_difference_to_a_bare_interpreter() -> None:
     assert "budget of 3 ms" in output
 
 
-RECORDED = sorted(path.parent for path in (STUDIES / "results").glob("*/scores.csv"))
+RECORDED = sorted(path.parent for path in (STUDIES / "records").glob("*/scores.csv"))
 
 
 @pytest.mark.parametrize("folder", RECORDED, ids=lambda folder: folder.name)

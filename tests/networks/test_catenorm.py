@@ -351,7 +351,7 @@ class TestNetwork:
         assert all(".seg_layers." in key for key in ours.keys() - stock.keys())
         assert len(ours) > len(stock)
 
-    @pytest.mark.parametrize("dim", DIMS)
+    @pytest.mark.parametrize("dim", [2, pytest.param(3, marks=pytest.mark.slow)])
     @pytest.mark.parametrize("mode", ["first", "both", "auto"])
     def test_compiles_without_graph_breaks(self, dim: int, mode: str, residual: bool) -> None:
         network = CateNormUNet(make_unet(dim, "instance", residual), CLASSES, recompute=True)
@@ -387,21 +387,6 @@ class TestNetwork:
         network = CateNormUNet(make_unet(2, "instance", residual), CLASSES, encoder_stages=[1])
         assert len(network._modified) == 2
 
-    def test_feature_map_estimate_grows_with_what_the_second_pass_keeps(
-        self, residual: bool
-    ) -> None:
-        stock = make_unet(3, "instance", residual).compute_conv_feature_map_size((32, 32, 32))
-
-        def estimate(recompute: bool) -> int:
-            unet = make_unet(3, "instance", residual)
-            network = CateNormUNet(unet, CLASSES, encoder_stages=[0], recompute=recompute)
-            return network.compute_conv_feature_map_size((32, 32, 32))
-
-        kept_per_norm = {True: 4, False: 4 + 4 + 2}  # normalised; and gamma and hidden map
-        norms = len(CateNormUNet(make_unet(3, "instance", residual), CLASSES, [0])._modified)
-        for recompute, channels in kept_per_norm.items():
-            assert estimate(recompute) == stock + norms * 32**3 * channels // 2
-
 
 class TestStageChoice:
     def test_decoder_stages_count_from_full_resolution(self) -> None:
@@ -409,7 +394,6 @@ class TestStageChoice:
         network = CateNormUNet(unet, CLASSES, encoder_stages=(), decoder_stages=[0])
         (modified,) = network._modified
         assert modified.block.output_channels == 4
-        assert modified.size_divisor == (1, 1)
 
     @pytest.mark.parametrize("where", ["encoder", "decoder"])
     def test_a_stage_that_does_not_exist_is_refused_by_name(self, where: str) -> None:

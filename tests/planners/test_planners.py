@@ -16,6 +16,10 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
 
 from nnunet_ext import planners
 from nnunet_ext._common.errors import UserError
+from nnunet_ext.memory.peaks import simulate
+from nnunet_ext.memory.steps import Training
+from nnunet_ext.nnunet import lookup
+from nnunet_ext.planners import method
 
 DATASET = "Dataset779_Large"
 SHAPE = [120, 300, 300]
@@ -28,6 +32,7 @@ def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("raw", "preprocessed", "results"):
         (tmp_path / name / DATASET).mkdir(parents=True)
         monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    monkeypatch.setenv("nnUNet_n_proc_DA", "1")  # 0 stops stock planners
     raw, preprocessed = tmp_path / "raw" / DATASET, tmp_path / "preprocessed" / DATASET
     description = {
         "channel_names": {"0": "CT"},
@@ -55,6 +60,11 @@ def plan(planner: type[ExperimentPlanner], **options: Any) -> dict[str, Any]:
     return configurations
 
 
+def networks(configuration: dict[str, Any]) -> str:
+    name: str = configuration["architecture"]["network_class_name"]
+    return name
+
+
 def voxels(configuration: dict[str, Any]) -> int:
     return int(np.prod(configuration["patch_size"])) * configuration["batch_size"]
 
@@ -64,22 +74,38 @@ def voxels(configuration: dict[str, Any]) -> int:
     ("ours", "stock"),
     [
         (planners.CateNormPlanner, ExperimentPlanner),
-        (planners.CateNormResEncPlanner, nnUNetPlannerResEncM),
         (planners.ConDSegPlanner, ExperimentPlanner),
         (planners.RAMDSIRPlanner, ExperimentPlanner),
-        (planners.RAMDSIRResEncPlanner, nnUNetPlannerResEncM),
         (planners.MindTheGapResEncPlanner, nnUNetPlannerResEncM),
-        (planners.MindTheGapPlanner, ExperimentPlanner),
     ],
 )
-def test_plans_that_count_more_than_stock_are_smaller_than_stock_but_of_stock_networks(
+def test_plans_of_methods_fill_the_memory_that_stock_networks_fill_and_no_more(
     ours: type[ExperimentPlanner], stock: type[ExperimentPlanner]
 ) -> None:
-    smaller, plain = plan(ours), plan(stock)
+    planner = ours(DATASET)
+    smaller, plain = planner.plan_experiment(), plan(stock)
+    trainer = lookup.load("trainers", planner.trainer_name)
     for name in ("2d", "3d_fullres"):
-        assert 0.4 * voxels(plain[name]) < voxels(smaller[name]) < voxels(plain[name])
-        networks = {each[name]["architecture"]["network_class_name"] for each in (smaller, plain)}
-        assert len(networks) == 1
+        planned = smaller["configurations"][name]
+        assert 0.3 * voxels(plain[name]) < voxels(planned) < voxels(plain[name])
+        assert networks(planned) == networks(plain[name])
+        training = Training(trainer, smaller, name, planner.dataset_json)
+        held = max(peak.total for peak in simulate(training, steps_only=True).values())
+        target = planner._targets[len(planned["patch_size"])].total
+        assert 0.85 * target < held <= target
+
+
+@pytest.mark.usefixtures("large")
+def test_where_images_and_not_memory_limit_a_plan_nothing_is_simulated(
+    large: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fingerprint = json.loads((large / "dataset_fingerprint.json").read_text())
+    fingerprint["shapes_after_crop"] = [[36, 50, 35]] * CASES
+    (large / "dataset_fingerprint.json").write_text(json.dumps(fingerprint))
+    monkeypatch.setattr(method, "simulate", None)
+    small, stock = plan(planners.CateNormPlanner), plan(ExperimentPlanner)
+    for name in ("2d", "3d_fullres"):
+        assert voxels(small[name]) == voxels(stock[name])
 
 
 def test_compact_plans_stay_small_for_large_images(large: Path) -> None:

@@ -504,6 +504,7 @@ def _both_phases(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")
 def test_ranks_agree_in_both_phases(tmp_path: Path) -> None:
     mp.spawn(_both_phases, args=(str(tmp_path),), nprocs=2)

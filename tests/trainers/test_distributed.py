@@ -165,6 +165,7 @@ def test_ranks_agree_where_updates_leave_parameters_unused(
     assert first["names"] == list(trainer.network.state_dict())
 
 
+@pytest.mark.slow
 def test_auxiliary_networks_learn_alike_on_all_ranks(make_world: MakeWorld, tmp_path: Path) -> None:
     first, second = run(_steps, tmp_path, make_world(dim=2), WithSide, {})
     assert tiny.same(first["weights"], second["weights"])

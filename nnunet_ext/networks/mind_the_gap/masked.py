@@ -4,7 +4,6 @@ Paper: arXiv 2205.11888 (see :mod:`nnunet_ext.networks.mind_the_gap.translator`)
 the authors' published Step B, where it stands between two halves of a network without skips.
 """
 
-from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -17,7 +16,7 @@ from nnunet_ext._common.errors import UserError
 from nnunet_ext._common.precision import full_precision
 from nnunet_ext.networks.catenorm import Logits
 from nnunet_ext.networks.mind_the_gap.critics import FeatureCritic
-from nnunet_ext.networks.mind_the_gap.translator import DOMAINS, SOURCE, TARGET
+from nnunet_ext.networks.mind_the_gap.translator import SOURCE, TARGET
 
 Scope: TypeAlias = Literal["all", "deep", "stage", "off"]
 
@@ -95,14 +94,14 @@ class LocallyMaskedUNet(nn.Module):
         # tensor needs no other compiled network
         domain = torch.tensor(TARGET if mask_at_inference else SOURCE)
         self.register_buffer("inference_domain", domain, persistent=False)
-        self._divisors = np.cumprod(np.array(self.encoder.strides), axis=0)
-        reached = np.flatnonzero(self._divisors.max(axis=1) >= stride)
-        self.stage = int(reached[0]) if len(reached) else len(self._divisors) - 1
+        divisors = np.cumprod(np.array(self.encoder.strides), axis=0)
+        reached = np.flatnonzero(divisors.max(axis=1) >= stride)
+        self.stage = int(reached[0]) if len(reached) else len(divisors) - 1
         dim = convert_conv_op_to_dim(self.encoder.conv_op)
         critic = FeatureCritic(self.encoder.output_channels[self.stage], dim)
         self.feature_critic = nn.ModuleDict({"seg_layers": critic})
         self._interpolation = "bilinear" if dim == 2 else "trilinear"
-        last = len(self._divisors) - 1
+        last = len(divisors) - 1
         masked = {
             "all": range(last + 1),
             "deep": range(self.stage, last + 1),
@@ -146,17 +145,3 @@ class LocallyMaskedUNet(nn.Module):
         weights = local_weights(self.score(features), self.renorm)
         domain = domain.to(weights.dtype).view(-1, *[1] * (weights.ndim - 1))
         return 1 + domain * (weights - 1)
-
-    def compute_conv_feature_map_size(self, input_size: Sequence[int]) -> int:
-        """Estimate memory as nnU-Net's planner does, in elements of feature maps.
-
-        Args:
-            input_size: Patch size, without batch and channels.
-        """
-        size = int(self.encoder.compute_conv_feature_map_size(input_size))
-        size += int(self.decoder.compute_conv_feature_map_size(input_size))
-        voxels = np.prod(np.floor_divide(input_size, self._divisors[self.stage]), dtype=np.int64)
-        critic: Any = self.feature_critic["seg_layers"]
-        maps = sum(m.out_channels for m in critic if hasattr(m, "out_channels"))
-        # training runs a batch of each domain
-        return DOMAINS * (size + int(voxels) * int(maps))
