@@ -92,7 +92,8 @@ def test_plans_of_methods_fill_the_memory_that_stock_networks_fill_and_no_more(
         training = Training(trainer, smaller, name, planner.dataset_json)
         held = max(peak.total for peak in simulate(training, steps_only=True).values())
         target = planner._targets[len(planned["patch_size"])].total
-        assert 0.85 * target < held <= target
+        # nnU-Net's patches come in steps of 16 or 32 voxels
+        assert 0.8 * target < held <= target
 
 
 @pytest.mark.usefixtures("large")
