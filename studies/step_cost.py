@@ -7,8 +7,9 @@ data set that nnU-Net has planned (``nnUNet_preprocessed``); the batches are ran
     python -m studies.step_cost --dataset 4 --plans CompactPlans --configuration 3d_fullres \
         --arm nnUNetTrainer --arm 'CateNormTrainer={"catenorm": {"plain_fraction": 0}}'
 
-The first arm is what the others are compared with. ``--part _mix`` also takes the time that a
-method of the trainers takes within a training step.
+The first arm is what the others are compared with. What the arithmetic alone demands, that is the
+operations of convolutions and matrix products, is counted beside the time. ``--part _mix`` also
+takes the time that a method of the trainers takes within a training step.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import multiprocessing as mp
 import os
 import statistics
 import tempfile
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -74,6 +76,10 @@ def serve(
             "part": part.since_last,
             "predict": lambda: predict(trainer, batch["data"][:1].to(device)),
             "memory": memory.since_start,
+            "train_operations": lambda: operations(lambda: trainer.train_step(batch)),
+            "predict_operations": lambda: operations(
+                lambda: predict(trainer, batch["data"][:1].to(device))
+            ),
         }
         with contextlib.suppress(EOFError):  # the measurement is over
             while True:
@@ -118,6 +124,21 @@ def predict(trainer: Any, data: Any) -> float:
     trainer.network.train()
     trainer.set_deep_supervision_enabled(trainer.enable_deep_supervision)
     return seconds
+
+
+def operations(act: Callable[[], object]) -> float:
+    """Count the floating-point operations of convolutions and matrix products."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
+
+    direct: dict[Any, Any] = {
+        torch.ops.aten.mkldnn_convolution: lambda x, weight, *_, out_shape, **__: conv_flop_count(
+            x, weight, out_shape
+        )
+    }
+    with FlopCounterMode(display=False, custom_mapping=direct) as counter:
+        act()
+    return counter.get_total_flops()
 
 
 class Part:
@@ -190,11 +211,13 @@ def measure(arms: list[Arm], warm_up: int, steps: int) -> list[dict[str, Any]]:
                         times.setdefault((arm.name, name), []).append(seconds)
         if what == "train":
             peaks = {arm.name: arm.ask("memory") for arm in arms}
+    kinds = ("train", "predict")
+    counts = {arm.name: {kind: arm.ask(f"{kind}_operations") for kind in kinds} for arm in arms}
     rows = []
     for arm in arms:
         row: dict[str, Any] = {"arm": arm.name, "peak_MiB": round(peaks[arm.name])}
         row["peak_ratio"] = round(peaks[arm.name] / peaks[arms[0].name], 2)
-        for what in ("train", "predict"):
+        for what in kinds:
             ratios = [
                 mine / first
                 for mine, first in zip(
@@ -203,6 +226,8 @@ def measure(arms: list[Arm], warm_up: int, steps: int) -> list[dict[str, Any]]:
             ]
             row[f"{what}_s"] = round(statistics.median(times[arm.name, what]), 4)
             row[f"{what}_ratio"] = round(statistics.median(ratios), 2)
+            arithmetic = counts[arm.name][what] / counts[arms[0].name][what]
+            row[f"{what}_operations_ratio"] = round(arithmetic, 2)
         shares = zip(times[arm.name, "part"], times[arm.name, "train"], strict=True)
         row["part_share"] = round(statistics.median(part / step for part, step in shares), 3)
         rows.append(row)

@@ -66,6 +66,9 @@ def step_cost(record: dict[str, Any]) -> str:
     if arguments["batch_size"]:
         setting += f", batch size {arguments['batch_size']}"
     header = ["arm", "training step", "ratio", "prediction", "ratio", "peak memory", "ratio"]
+    counted = "train_operations_ratio" in record["arms"][0]
+    if counted:
+        header += ["operations of a step", "of a prediction"]
     part = arguments.get("part")
     if part:
         header.append(f"`{part}`, share of a step")
@@ -78,6 +81,7 @@ def step_cost(record: dict[str, Any]) -> str:
             arm["predict_ratio"],
             f"{arm['peak_MiB']} MiB",
             arm["peak_ratio"],
+            *([arm["train_operations_ratio"], arm["predict_operations_ratio"]] if counted else []),
             *([f"{100 * arm['part_share']:.1f} %"] if part else []),
         ]
         for arm in record["arms"]

@@ -50,28 +50,26 @@ class Execution:
     slurm: Mapping[str, Any] = field(default_factory=dict)
 
     def slots(self, number: int) -> list[str | None]:
-        """One entry per cell, of so many, that may run at a time: its GPU where need be."""
+        """One entry per cell, of so many, that may run at a time: its GPU where need be.
+
+        Raises:
+            UserError: If there is no GPU, though it is asked for.
+        """
         if self.cluster == "debug":
             return [None]
         if self.cluster == "slurm":
             return [None] * (self.jobs or number)
-        gpus: list[str | None] = list(gpus_at_hand()) if self.device == "cuda" else [None]
+        gpus: list[str | None] = [None]
+        if self.device == "cuda":
+            import torch
+
+            # as CUDA_VISIBLE_DEVICES names them, only those that this process may use
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+            count = torch.cuda.device_count()
+            gpus = [*(visible.split(",") if visible else map(str, range(count)))][:count]
+        if not gpus:
+            raise UserError("There is no CUDA device on this machine; try --device cpu.")
         return [gpus[i % len(gpus)] for i in range(self.jobs or len(gpus))]
-
-
-def gpus_at_hand() -> list[str]:
-    """GPUs as CUDA_VISIBLE_DEVICES names them, only those that this process may use.
-
-    Raises:
-        UserError: If there is none.
-    """
-    import torch
-
-    count = torch.cuda.device_count()
-    if not count:
-        raise UserError("There is no CUDA device on this machine; try --device cpu.")
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return visible.split(",")[:count] if visible else [str(i) for i in range(count)]
 
 
 @dataclass(frozen=True)

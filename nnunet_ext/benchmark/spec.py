@@ -237,11 +237,6 @@ def read(path: Path) -> Benchmark:
     return from_content(read_json(path), str(path))
 
 
-def write(benchmark: Benchmark, path: Path) -> None:
-    """Write a benchmark file so that it is never seen half-written."""
-    write_json(path, json.loads(as_json(benchmark)))
-
-
 def claim(folder: Path, benchmark: Benchmark) -> None:
     """Make ``folder`` the home of this benchmark, which may add to the one that is there.
 
@@ -257,7 +252,7 @@ def claim(folder: Path, benchmark: Benchmark) -> None:
             f"{folder} is not empty and holds no benchmark. Name another folder with --out."
         )
     folder.mkdir(parents=True, exist_ok=True)
-    write(benchmark, path)
+    write_json(path, json.loads(as_json(benchmark)))
 
 
 def _refuse_another(before: Benchmark, now: Benchmark, folder: Path) -> None:

@@ -175,14 +175,15 @@ class Tables(Analysis):
         frame = pd.concat(self.rows(configuration, n, "all").assign(name=n) for n in names)
         caption = (
             f"Degraded images of the held-out cases{self._and_difference()} under the same "
-            "degradation; on the right, the change of Dice that it makes"
+            "degradation; vs. clean: the change of Dice that it makes"
         )
         table = self._measured(frame, caption, "degradation", READING)
         change = pd.concat(self.rows(configuration, name, "change") for name in names)
         change = change[change["metric"] == DICE.key].to_dict("records")
-        shown = {(row["name"], row["arm"]): difference(row) for row in change}
-        keys = zip(table.frame["degradation"], table.frame["arm"], strict=True)
-        table.frame["Dice vs. clean"] = [shown.get(key, "") for key in keys]
+        found = {(row["name"], row["arm"]): difference(row).split(" ", 1) for row in change}
+        keys = [*zip(table.frame["degradation"], table.frame["arm"], strict=True)]
+        shown = [Cell(found[key][0], (found[key][1],)) if key in found else "" for key in keys]
+        table.frame.insert(3, "Dice vs. clean", shown)
         yield table
 
     def seeds(self, configuration: str, evaluation: str) -> Table:

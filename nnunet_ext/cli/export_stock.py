@@ -94,8 +94,6 @@ def _refuse_incomplete(model: Path) -> list[Path]:
 
 
 def _refuse_other_networks(name: str) -> None:
-    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-
     if name.startswith(STOCK_TRAINER):
         raise UserError(f"{name} is nnU-Net's own; its models need no export.")
     trainer: Any = getattr(trainers, name, None)
@@ -103,12 +101,24 @@ def _refuse_other_networks(name: str) -> None:
         raise UserError(
             f'nnunet_ext has no trainer "{name}".{did_you_mean(name, trainers.__all__)}'
         )
-    builds = trainer.build_network_architecture
-    if getattr(builds, "__func__", builds) is not nnUNetTrainer.build_network_architecture:
+    if not _keeps_the_planned_network(trainer):
         raise UserError(
             f"The network of {name} is not a plain nnU-Net, so it cannot be predicted with where "
             "nnunet_ext is not installed."
         )
+
+
+def _keeps_the_planned_network(trainer: Any) -> bool:
+    """Whether neither it nor a trainer of nnU-Net's that it is mixed with changes the network."""
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    from nnunet_ext.trainers.configured import ConfiguredTrainer
+
+    hooks = ("wrap_network", "adapt_configuration")
+    builders = {base for base in trainer.__mro__ if "build_network_architecture" in vars(base)}
+    return builders == {ConfiguredTrainer, nnUNetTrainer} and all(
+        getattr(trainer, hook).__func__ is vars(ConfiguredTrainer)[hook].__func__ for hook in hooks
+    )
 
 
 def _place(copy: Path, model: Path, file: Path, transfer: Any) -> None:

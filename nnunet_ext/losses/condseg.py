@@ -76,10 +76,11 @@ CERTAIN = 0.75
 
 
 class AnyForeground(NamedTuple):
-    """What all classes have in common.
+    """What is object: any class, or each of them.
 
     Attributes:
-        foreground: Whether a voxel belongs to any class or region (B, 1, *S), float32.
+        foreground: Whether a voxel belongs to any class or region (B, 1, *S), or to each class
+            (B, M, *S); float32.
         valid: Whether it counts (B, 1, *S), float32; None if all do.
     """
 
@@ -88,19 +89,21 @@ class AnyForeground(NamedTuple):
 
 
 def any_foreground(
-    target: Tensor, regions: bool = False, ignore_label: int | None = None
+    target: Tensor, regions: bool = False, ignore_label: int | None = None, classes: int = 1
 ) -> AnyForeground:
-    """Merge all classes or regions of nnU-Net's target at full resolution.
+    """Merge all classes or regions of nnU-Net's target at full resolution, or tell them apart.
 
     Args:
         target: Labels (B, 1, *S), or regions (B, R, *S) and, where there is an ignore label, its
             map as one more channel. Not changed.
         regions: Which of both it is.
         ignore_label: The label of voxels that do not count, None if there is none.
+        classes: How many labels, from 1 on, are told apart; 1 merges all.
     """
     if not regions:
         valid = None if ignore_label is None else (target != ignore_label).float()
-        foreground = (target > 0).float()
+        labels = [target == label for label in range(1, classes + 1)]
+        foreground = torch.cat(labels if classes > 1 else [target > 0], dim=1).float()
     else:
         valid = None if ignore_label is None else 1 - target[:, -1:].float()
         own = target if ignore_label is None else target[:, :-1]
@@ -127,12 +130,13 @@ def region_probabilities(maps: Tensor) -> Tensor:
     wherever they are sure, and leave the rest to the uncertain region.
 
     Args:
-        maps: Logits of foreground, background and uncertain region (B, 3, *S).
+        maps: Logits of M foregrounds, background and uncertain region (B, M + 2, *S).
 
     Returns:
-        Probabilities of the same shape, in float32, adding up to 1.
+        Probabilities of the three (B, 3, *S), in float32, adding up to 1.
     """
-    foreground, background, uncertain = maps.float().split(1, dim=1)
+    foreground, background, uncertain = _split(maps.float())
+    foreground = foreground.logsumexp(1, keepdim=True)
     bound = math.log(CERTAIN / (1 - CERTAIN))
     uncertain = bound * torch.tanh(uncertain / bound)
     return torch.cat([foreground, background, uncertain], dim=1).softmax(dim=1)
@@ -154,15 +158,19 @@ def mask_loss(logits: Tensor, target: Tensor, weights: Tensor) -> Tensor:
     """Binary cross-entropy plus soft Dice of the whole batch.
 
     Args:
-        logits: Of one mask (B, 1, *S), not probabilities.
+        logits: Of M masks (B, M, *S), not probabilities.
         target: In [0, 1], of the same shape.
-        weights: How much each voxel counts, of the same shape; without any the loss is 0.
+        weights: How much each voxel counts (B, 1, *S); without any the loss is 0.
+
+    Returns:
+        The loss of each mask (M,).
     """
+    axes = (0, *range(2, logits.ndim))
     entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    entropy = (weights * entropy).sum() / weights.sum().clamp_min(1)
+    entropy = (weights * entropy).sum(axes) / weights.sum().clamp_min(1)
     predicted, wanted = weights * torch.sigmoid(logits), weights * target
-    overlap = 2 * (predicted * target).sum() + SMOOTH
-    return entropy + 1 - overlap / (predicted.sum() + wanted.sum() + SMOOTH)
+    overlap = 2 * (predicted * target).sum(axes) + SMOOTH
+    return entropy + 1 - overlap / (predicted.sum(axes) + wanted.sum(axes) + SMOOTH)
 
 
 class DecouplingLosses(NamedTuple):
@@ -209,8 +217,9 @@ class SemanticDecouplingLoss(nn.Module):
         """Compare maps with what is foreground.
 
         Args:
-            maps: Logits of foreground, background and uncertain region (B, 3, *S').
-            target: At full resolution; averaged over the area of each element of the maps.
+            maps: Logits of M foregrounds, background and uncertain region (B, M + 2, *S').
+            target: At full resolution, with M foregrounds; averaged over the area of each element
+                of the maps.
         """
         maps = maps.float()
         foreground, valid = target
@@ -222,21 +231,31 @@ class SemanticDecouplingLoss(nn.Module):
             weights = F.interpolate(valid, size, mode="area")
             # of the valid part of each element; ignored voxels are 0 in both
             wanted = wanted / weights.clamp_min(torch.finfo(weights.dtype).tiny)
-        logits_fg, logits_bg, _ = maps.split(1, dim=1)
+        logits_fg, logits_bg, _ = _split(maps)
+        empty = 1 - wanted.sum(1, keepdim=True).clamp_max(1)
         probabilities = region_probabilities(maps)
         total = weights.sum().clamp_min(1)
+        weights_fg, weights_bg = (
+            area_weight(_mean_areas(logits, weights), self.max_weight)
+            for logits in (logits_fg, logits_bg)
+        )
         return DecouplingLosses(
-            mask_loss(logits_fg, wanted, weights),
-            mask_loss(logits_bg, 1 - wanted, weights),
+            (weights_fg / weights_fg.sum() * mask_loss(logits_fg, wanted, weights)).sum(),
+            mask_loss(logits_bg, empty, weights).mean(),
             (weights * complementary_loss(probabilities)).sum() / total,
-            area_weight(_mean_area(logits_fg, weights), self.max_weight),
-            area_weight(_mean_area(logits_bg, weights), self.max_weight),
+            weights_fg.mean(),
+            weights_bg.mean(),
             (weights * probabilities[:, 2:]).sum().detach() / total,
         )
 
 
-def _mean_area(logits: Tensor, weights: Tensor) -> Tensor:
-    """Predicted share of the valid area, averaged over the images that have any."""
-    counts = weights.flatten(1).sum(1)
-    areas = (weights * torch.sigmoid(logits)).flatten(1).sum(1) / counts.clamp_min(1)
-    return areas.sum() / (counts > 0).sum().clamp_min(1)
+def _split(maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Take apart foreground (B, M, *S), background and uncertain region (B, 1, *S)."""
+    return maps[:, :-2], maps[:, -2:-1], maps[:, -1:]
+
+
+def _mean_areas(logits: Tensor, weights: Tensor) -> Tensor:
+    """Predicted shares (M,) of the valid area, averaged over the images that have any."""
+    counts = weights.flatten(1).sum(1, keepdim=True)
+    areas = (weights * torch.sigmoid(logits)).flatten(2).sum(2) / counts.clamp_min(1)
+    return areas.sum(0) / (counts > 0).sum().clamp_min(1)

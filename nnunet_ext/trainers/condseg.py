@@ -6,6 +6,7 @@ Paper: arXiv 2412.08345; see :mod:`nnunet_ext.networks.condseg.network` for what
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
@@ -13,11 +14,12 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from nnunet_ext._common.errors import CheckpointError
 from nnunet_ext.augmentation import strong_view
 from nnunet_ext.losses import ConsistencyReinforcementLoss, SemanticDecouplingLoss
 from nnunet_ext.losses.condseg import AnyForeground, any_foreground
 from nnunet_ext.networks import ConDSegNet
-from nnunet_ext.networks.condseg.network import EncoderFirstUNet
+from nnunet_ext.networks.condseg.network import FIRST_EDITION
 from nnunet_ext.settings.condseg import ConDSegSettings
 from nnunet_ext.trainers.base import ExtensionTrainer
 from nnunet_ext.trainers.configured import SettingsByMethod
@@ -25,13 +27,20 @@ from nnunet_ext.trainers.distributed import gather, unwrap
 from nnunet_ext.trainers.optimisation import LR_FACTOR, Losses, Update, give_own_rate
 from nnunet_ext.trainers.phases import Phase
 
-ENCODER_HEAD = "encoder_head"
+PRETRAINED = "pretrained"
+"""Key of the encoder's parameter group: whether its training began with weights of another."""
+START = "start"
+"""Key of the encoder's parameter group: what tells its first weights from others."""
+PRETRAINED_FACTOR = 0.1
+"""Share of the learning rate that a pretrained encoder keeps, as in the paper."""
 WHOLE_NETWORK = "whole network"
 """The phase after that of the encoder."""
 COLOUR_NAMES = ({"r", "g", "b"}, {"red", "green", "blue"}, {"rgb_to_0_1"})
 """Names of three channels that are colours."""
 AUXILIARY_WEIGHT = 2.0
 """What the weights of foreground and background map add up to; nnU-Net's loss has 1."""
+PROBE_SCALE = 2.0**10
+"""Of losses whose gradients are compared."""
 
 
 class ConDSegTrainer(ExtensionTrainer):
@@ -39,8 +48,9 @@ class ConDSegTrainer(ExtensionTrainer):
 
     Deviations from the authors' implementation: nnU-Net's optimiser, schedule and augmentation;
     nnU-Net's loss instead of the mask loss for the segmentation; no deep supervision, which the
-    method lacks; the losses of the first phase are averaged over views; those of the three maps
-    keep their ratios but are scaled, because SGD, unlike Adam, minds the size of a loss.
+    method lacks; the light head of the first phase is kept, and the decoder adds to it; the losses
+    of the first phase are averaged over views; those of the maps keep their ratios but are scaled,
+    so that they move the encoder no more than the segmentation does.
     """
 
     settings_key: ClassVar[str] = "condseg"
@@ -57,15 +67,15 @@ class ConDSegTrainer(ExtensionTrainer):
     ) -> nn.Module:
         """Give the planned encoder the decoder that the plans ask for."""
         chosen = settings.of(ConDSegSettings)
-        if chosen.decoder == "plan":
-            return EncoderFirstUNet(unet)
         return ConDSegNet(
             unet,
             num_output_channels,
             configuration.patch_size,
+            chosen.decoder,
+            head=chosen.consistency != "off",
             width=chosen.width,
             attention_budget=chosen.attention_budget,
-            recompute=chosen.recompute,
+            foreground_maps=num_output_channels - 1 if chosen.maps == "classes" else 1,
         )
 
     def apply_training_settings(self) -> None:
@@ -75,9 +85,9 @@ class ConDSegTrainer(ExtensionTrainer):
         self.enable_deep_supervision = self.settings.of(ConDSegSettings).decoder == "plan"
 
     @property
-    def _unet(self) -> EncoderFirstUNet:
+    def _bare(self) -> ConDSegNet:
         network = unwrap(self.network)
-        assert isinstance(network, EncoderFirstUNet)
+        assert isinstance(network, ConDSegNet)
         return network
 
     @property
@@ -85,17 +95,11 @@ class ConDSegTrainer(ExtensionTrainer):
         """Whether this epoch trains the encoder alone."""
         return not self.reached(WHOLE_NETWORK)
 
-    def build_auxiliary(self) -> dict[str, nn.Module]:
-        """The light head; it is saved for good, so that the number of epochs may be changed."""
-        if self.settings.of(ConDSegSettings).consistency == "off":
-            return {}
-        head = self._unet.encoder_head(self.label_manager.num_segmentation_heads)
-        return {ENCODER_HEAD: head}
-
     def configure_optimizers(self, *stage: str) -> tuple[Optimizer, PolyLRScheduler]:
         """One optimiser for both phases, the encoder in a parameter group of its own."""
         optimizer, scheduler = super().configure_optimizers(*stage)
-        give_own_rate(optimizer, self._unet.encoder.parameters(), 1)
+        give_own_rate(optimizer, self._bare.encoder.parameters(), 1)
+        optimizer.param_groups[-1][START] = _fingerprint(self._bare.encoder)
         return optimizer, scheduler
 
     def _build_loss(self) -> nn.Module:
@@ -103,6 +107,13 @@ class ConDSegTrainer(ExtensionTrainer):
         self._decoupling = SemanticDecouplingLoss()
         loss: nn.Module = super()._build_loss()
         return loss
+
+    def _accept(self, state: dict[str, Any], filename: str) -> None:
+        chosen, stored = self.settings.of(ConDSegSettings), state["settings"].get("condseg", {})
+        is_stock = chosen.consistency == "off" and chosen.decoder == "plan"
+        if stored and "maps" not in stored and not is_stock:
+            raise CheckpointError(f"{filename} {FIRST_EDITION}")
+        super()._accept(state, filename)
 
     # ----------------------------------------------------------------------------------- phases
 
@@ -113,16 +124,27 @@ class ConDSegTrainer(ExtensionTrainer):
         anew = {"fresh_schedule": True, "fresh_optimizer": True, "outdates_best": True}
         return [*super().phases(), Phase(WHOLE_NETWORK, share, **anew)]
 
+    def on_train_start(self) -> None:
+        """Look whether the encoder is pretrained; log which level attends how."""
+        super().on_train_start()
+        encoder = self.optimizer.param_groups[-1]
+        if self.current_epoch == 0:
+            encoder[PRETRAINED] = encoder[START] != _fingerprint(self._bare.encoder)
+        if self._bare.attention():
+            self.print_to_log_file("ConDSeg:", "; ".join(self._bare.attention()))
+
     def on_phase_begin(self, phase: Phase) -> None:
-        """Let the encoder learn more slowly, if it has been trained already."""
+        """Let the encoder learn more slowly, if it came pretrained or the settings say so."""
         super().on_phase_begin(phase)
-        if phase.name == WHOLE_NETWORK and self.current_epoch > 0:
-            factor = self.settings.of(ConDSegSettings).encoder_lr_factor
-            self.optimizer.param_groups[-1][LR_FACTOR] = factor
+        if phase.name == WHOLE_NETWORK:
+            encoder = self.optimizer.param_groups[-1]
+            factor = PRETRAINED_FACTOR if encoder.get(PRETRAINED) else 1
+            encoder[LR_FACTOR] = self.settings.of(ConDSegSettings).encoder_lr_factor or factor
 
     def on_train_epoch_start(self) -> None:
         """Keep no best checkpoint while the decoder is untrained."""
         super().on_train_epoch_start()
+        self._auxiliary_weight: float | None = None
         if self.in_first_phase:
             self._best_ema = float("inf")
         self._uncertain: list[Tensor] = []
@@ -133,7 +155,7 @@ class ConDSegTrainer(ExtensionTrainer):
         """The losses of the present phase, which are those of stock nnU-Net for its decoder."""
         if self.in_first_phase:
             return self._losses_of_encoder(data, target)
-        if self.settings.of(ConDSegSettings).decoder == "plan":
+        if self.settings.of(ConDSegSettings).decoder in ("plan", "head"):
             return super().compute_losses(data, target, keys)
         return self._losses_of_decoder(data, target)
 
@@ -145,7 +167,7 @@ class ConDSegTrainer(ExtensionTrainer):
             target = target[0]
         # as one batch: DDP and batch normalisation want a single pass before each update
         views = torch.cat([data, self._strong_view(data)])
-        plain, strong = self._encoder_logits(views).chunk(2)
+        plain, strong = self.network(views, answer="head").chunk(2)
         losses = {"plain_view": loss(plain, target) / 2, "strong_view": loss(strong, target) / 2}
         if self.settings.of(ConDSegSettings).consistency == "on":
             valid = self._any_foreground(target).valid
@@ -153,25 +175,50 @@ class ConDSegTrainer(ExtensionTrainer):
         return losses
 
     def _losses_of_decoder(self, data: Tensor, target: Tensor) -> Losses:
-        answer = self.network(data, answer="decoupled")
-        parts = self._decoupling(answer.maps, self._any_foreground(target))
-        self._uncertain.append(parts.uncertain_share)
+        if self._auxiliary_weight is None:
+            self._auxiliary_weight = self._balance(data, target)
+        segmentation, maps, uncertain = self._decoupled(self.network, data, target)
+        self._uncertain.append(uncertain)
+        weighted = {name: self._auxiliary_weight * loss for name, loss in maps.items()}
+        return {"segmentation": segmentation, **weighted}
+
+    def _decoupled(
+        self, network: nn.Module, data: Tensor, target: Tensor
+    ) -> tuple[Tensor, Losses, Tensor]:
+        """The losses of segmentation and maps, and the share of what is uncertain."""
+        answer = network(data, answer="decoupled")
+        parts = self._decoupling(answer.maps, self._any_foreground(target, answer.maps.shape[1]))
         scale = AUXILIARY_WEIGHT / (parts.foreground_weight + parts.background_weight)
-        return {
-            "segmentation": self.loss(answer.logits, target),
+        maps = {
             "foreground": scale * parts.foreground_weight * parts.foreground,
             "background": scale * parts.background_weight * parts.background,
             "complementary": scale * parts.complementary,
         }
+        return self.loss(answer.logits, target), maps, parts.uncertain_share
 
-    def _encoder_logits(self, data: Tensor) -> Tensor:
-        features = self.network(data, answer="features")
-        logits: Tensor = self.auxiliary[ENCODER_HEAD](features, data.shape[2:])
-        return logits
+    def _balance(self, data: Tensor, target: Tensor) -> float:
+        """The most weight at which the maps move the encoder no more than the segmentation does.
 
-    def _any_foreground(self, target: Tensor) -> AnyForeground:
+        Looked up with the first batch of each epoch, so that a continued training finds the same.
+        """
+        network = self._bare  # without compilation, which would not keep the graph
+        segmentation, maps, _ = self._decoupled(network, data, target)
+        encoder = list(network.encoder.parameters())
+        norms = []
+        for loss in (segmentation, torch.stack(list(maps.values())).sum()):
+            # scaled, because half precision loses small gradients
+            gradients = torch.autograd.grad(PROBE_SCALE * loss, encoder, retain_graph=True)
+            norms.append(float(torch.stack([g.float().norm() for g in gradients]).norm()))
+        of_segmentation, of_maps = np.mean(gather(norms), axis=0).tolist()
+        ratio = of_maps / max(of_segmentation, np.finfo(np.float32).tiny)
+        weight = 1 / max(1.0, ratio)
+        self.record("auxiliary_weight", weight)
+        self.record("auxiliary_share", weight * ratio)
+        return weight
+
+    def _any_foreground(self, target: Tensor, maps: int = 3) -> AnyForeground:
         labels = self.label_manager
-        return any_foreground(target, labels.has_regions, labels.ignore_label)
+        return any_foreground(target, labels.has_regions, labels.ignore_label, maps - 2)
 
     def _strong_view(self, data: Tensor) -> Tensor:
         """Change the images and leave alone what a cascade puts behind them."""
@@ -193,18 +240,18 @@ class ConDSegTrainer(ExtensionTrainer):
             shares = gather(float(torch.stack(self._uncertain).mean()))
             self.record("uncertain_share", sum(shares) / len(shares))
 
-    def on_validation_epoch_start(self) -> None:
-        """Put the light head into evaluation mode, too."""
-        super().on_validation_epoch_start()
-        self.auxiliary.eval()
-
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Score the network, or in the first phase the encoder's light head."""
         if not self.in_first_phase:
             scores: dict[str, Any] = super().validation_step(batch)
             return scores
         with self.autocast():
-            logits = self._encoder_logits(batch["data"].to(self.device, non_blocking=True))
+            logits = self.network(batch["data"].to(self.device, non_blocking=True), answer="head")
         with self.network_answering([logits] if self.enable_deep_supervision else logits):
             scores = super().validation_step(batch)
         return scores
+
+
+def _fingerprint(module: nn.Module) -> float:
+    """A number that other weights do not have."""
+    return float(sum(p.detach().double().abs().sum() for p in module.parameters()))

@@ -244,6 +244,12 @@ class TestAnyForeground:
         found = any_foreground(regions.bool(), regions=True)
         assert found.foreground.flatten().tolist() == [0, 1, 1, 0]
 
+    def test_classes_can_be_told_apart(self) -> None:
+        labels = torch.tensor([0, 1, 2, IGNORE]).view(1, 1, 2, 2)
+        found = any_foreground(labels, ignore_label=IGNORE, classes=2)
+        assert found.foreground.flatten(2).tolist() == [[[0, 1, 0, 0], [0, 0, 1, 0]]]
+        assert found.valid.flatten().tolist() == [1, 1, 1, 0]
+
     @pytest.mark.parametrize("regions", [False, True])
     def test_the_target_is_left_as_it_is(self, regions: bool) -> None:
         target = torch.randint(2, (2, 3 if regions else 1, 4, 4))
@@ -302,7 +308,7 @@ class TestSemanticDecouplingLoss:
         labels = torch.tensor([[1, 0], [IGNORE, IGNORE]]).view(1, 1, 2, 2)
         maps = torch.zeros(1, 3, 1, 1, requires_grad=True)
         half = torch.full((1, 1, 1, 1), 0.5)
-        expected = mask_loss(maps[:, :1], half, half)
+        (expected,) = mask_loss(maps[:, :1], half, half)
         assert torch.equal(losses_under(labels, maps).foreground, expected)
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -312,6 +318,18 @@ class TestSemanticDecouplingLoss:
         total.backward()
         assert total.isfinite()
         assert maps.grad.isfinite().all()
+
+    def test_maps_of_each_class_are_held_against_it(self) -> None:
+        labels = torch.randint(3, (2, 1, 8, 8))
+        each = torch.cat([labels == 1, labels == 2], dim=1).float()
+        logits = perfect_logits(torch.cat([each, labels == 0], dim=1))
+        maps = torch.cat([logits, torch.full((2, 1, 8, 8), -20.0)], dim=1)
+        target = any_foreground(labels, classes=2)
+        right = SemanticDecouplingLoss()(maps, target)
+        assert right.total < 1e-3
+        exchanged = SemanticDecouplingLoss()(maps[:, [1, 0, 2, 3]], target)
+        assert exchanged.foreground > 1
+        assert exchanged.complementary == pytest.approx(float(right.complementary))
 
     def test_descent_reduces_it(self) -> None:
         labels = torch.randint(3, (2, 1, 8, 8))

@@ -33,6 +33,7 @@ def followed(real: Training) -> dict[str, int]:
         batch = random_batch(trainer)
         for phase, take in steps(trainer, batch):
             take()
+            trainer.on_train_epoch_start()  # whose first step may do more than others
             follower.start()
             take()
             peaks[phase] = follower.peak.total

@@ -5,7 +5,6 @@ from dataclasses import replace
 from torch import nn
 
 from nnunet_ext.networks import CateNormUNet, ConDSegNet, LocallyMaskedUNet
-from nnunet_ext.networks.condseg.network import EncoderFirstUNet
 from tests.contract import TASKS, NetworkContract
 from tests.tiny import Task
 
@@ -31,9 +30,9 @@ class TestConDSegNet(NetworkContract):
         return ConDSegNet(task.unet(), task.heads, task.patch_size)
 
 
-class TestEncoderFirstUNet(NetworkContract):
+class TestConDSegNetWithThePlannedDecoder(NetworkContract):
     def build(self, task: Task) -> nn.Module:
-        return EncoderFirstUNet(task.unet())
+        return ConDSegNet(task.unet(), task.heads, task.patch_size, "plan")
 
 
 class TestLocallyMaskedUNet(NetworkContract):

@@ -11,13 +11,12 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_ext._common.errors import UserError
 from nnunet_ext.networks import ConDSegNet
-from nnunet_ext.networks.condseg.network import EncoderFirstUNet
-from nnunet_ext.settings.condseg import ConDSegSettings
 from nnunet_ext.trainers import ConDSegTrainer, condseg
 from nnunet_ext.trainers.topk_sigma import TopKSigmaMixin
 from tests import tiny
@@ -25,6 +24,7 @@ from tests import tiny
 MakeWorld = Callable[..., tiny.World]
 FIRST = {"plain_view", "strong_view", "consistency"}
 SECOND = {"segmentation", "foreground", "background", "complementary"}
+FIGURES = {"uncertain_share", "auxiliary_share", "auxiliary_weight"}
 
 
 def settings(**condseg_settings: Any) -> dict[str, Any]:
@@ -44,7 +44,6 @@ def parts(trainer: Any, task: tiny.Task) -> dict[str, float]:
 def changed(trainer: Any, act: Callable[[], object]) -> set[str]:
     """First part of the names of those weights that something changes."""
     named = dict(trainer.network.named_parameters())
-    named |= {f"head.{name}": p for name, p in trainer.auxiliary.named_parameters()}
     before = {name: parameter.detach().clone() for name, parameter in named.items()}
     act()
     return {name.split(".")[0] for name, p in named.items() if not torch.equal(p, before[name])}
@@ -71,7 +70,7 @@ class TestPhases:
         trainer = make_world(dim=2).trainer("ConDSegTrainer", chosen)
         trainer.run_training()
         names = [row.keys() - {"epoch"} for row in trainer.history.rows]
-        second = {"segmentation"} if decoder == "plan" else SECOND | {"uncertain_share"}
+        second = {"segmentation"} if decoder == "plan" else SECOND | FIGURES
         assert names == [FIRST, FIRST, second, second]
 
     def test_each_phase_moves_what_it_is_for(self, make_world: MakeWorld) -> None:
@@ -80,13 +79,28 @@ class TestPhases:
         assert changed(trainer, lambda: parts(trainer, world.task)) == {"encoder", "head"}
         trainer.current_epoch = 1
         trainer.on_train_epoch_start()
-        assert changed(trainer, lambda: parts(trainer, world.task)) == {"encoder", "decoder"}
+        second = changed(trainer, lambda: parts(trainer, world.task))
+        assert second == {"encoder", "head", "decoder"}
+
+    @pytest.mark.parametrize("norm", ["instance", "batch"])
+    def test_the_second_phase_begins_with_the_answer_of_the_first(
+        self, make_world: MakeWorld, norm: str
+    ) -> None:
+        world = make_world(dim=2, norm=norm)
+        trainer = tiny.ready(world.trainer("ConDSegTrainer", ENCODER))
+        for _ in range(3):
+            parts(trainer, world.task)
+        data = world.task.images()
+        trainer.network.eval()
+        with torch.no_grad():
+            head = trainer.network(data, answer="head")
+            torch.testing.assert_close(trainer.network(data), head, atol=1e-6, rtol=0)
+        assert head.std() > 0.01
 
     def test_defaults_train_in_two_phases(self, make_world: MakeWorld) -> None:
         """Defect 4 of the authors' code: run as it is, it skips the first phase."""
         trainer = make_world(dim=2).trainer("ConDSegTrainer", {"num_epochs": 10})
         assert trainer.start_of("whole network") == 2
-        assert trainer.settings.of(ConDSegSettings).encoder_lr_factor == 0.1
 
     def test_statistics_of_the_first_phase_are_kept(self, make_world: MakeWorld) -> None:
         """Defect 3 of the authors' code: it loses those of batch normalisation."""
@@ -179,7 +193,7 @@ class TestPhases:
         scores = []
         for sign in (1, -1):
             with torch.no_grad():
-                for parameter in trainer.auxiliary.parameters():
+                for parameter in trainer.network.head.parameters():
                     parameter.mul_(sign)
                 scores.append(trainer.validation_step(copy.deepcopy(batch)))
         assert asked == ["network", "network"]
@@ -187,21 +201,45 @@ class TestPhases:
 
 
 class TestLearningRates:
-    def test_the_encoder_keeps_a_tenth_throughout_the_second_phase(
+    def test_the_encoder_keeps_a_share_throughout_the_second_phase(
         self, make_world: MakeWorld
     ) -> None:
-        chosen = {"num_epochs": 20, "condseg": {"first_phase": 0.5}}
+        chosen = {"num_epochs": 20, "condseg": {"first_phase": 0.5, "encoder_lr_factor": 0.1}}
         trainer = make_world(dim=2).trainer("ConDSegTrainer", chosen)
         trainer.initialize()
-        others, head, encoder = trainer.optimizer.param_groups
+        others, encoder = trainer.optimizer.param_groups
         assert len(encoder["params"]) == len(list(trainer.network.encoder.parameters()))
         for epoch in range(20):
             trainer.current_epoch = epoch
             trainer.on_train_epoch_start()
             left = 1 - epoch % 10 / 10
-            assert others["lr"] == head["lr"] == pytest.approx(0.01 * left**0.9)
+            assert others["lr"] == pytest.approx(0.01 * left**0.9)
             factor = 0.1 if epoch >= 10 else 1.0
             assert encoder["lr"] == pytest.approx(factor * others["lr"])
+
+    @pytest.mark.parametrize("chosen", [ENCODER, settings(consistency="off")])
+    @pytest.mark.parametrize("pretrained", [False, True])
+    def test_a_pretrained_encoder_alone_learns_more_slowly_by_itself(
+        self, make_world: MakeWorld, chosen: dict[str, Any], pretrained: bool, tmp_path: Path
+    ) -> None:
+        world = make_world(dim=2)
+        chosen = {"num_epochs": 2, "save_every": 1, **chosen}
+        trainer = world.trainer("ConDSegTrainer", chosen)
+        trainer.initialize()
+        if pretrained:
+            stock = world.trainer("ExtensionTrainer", {"seed": 1})
+            stock.initialize()
+            stock.save_checkpoint(str(tmp_path / "stock.pth"))
+            load_pretrained_weights(trainer.network, str(tmp_path / "stock.pth"))
+        trainer.on_epoch_end = stopped_after(1, trainer)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.run_training()
+        going_on = world.trainer("ConDSegTrainer", chosen)
+        going_on.load_checkpoint(str(Path(trainer.output_folder, "checkpoint_latest.pth")))
+        going_on.on_train_start()  # which finds other weights than the first, in either case
+        going_on.on_train_epoch_start()
+        others, encoder = going_on.optimizer.param_groups
+        assert encoder["lr"] == pytest.approx((0.1 if pretrained else 1) * others["lr"])
 
     @pytest.mark.parametrize("chosen", [WHOLE, settings(consistency="off")])
     def test_without_a_first_phase_all_learn_alike(
@@ -225,14 +263,14 @@ class TestLearningRates:
 class TestSwitches:
     @pytest.mark.parametrize(
         ("consistency", "names"),
-        [("on", FIRST), ("views", FIRST - {"consistency"}), ("off", SECOND)],
+        [("on", FIRST), ("views", FIRST - {"consistency"}), ("off", {"segmentation"})],
     )
     def test_consistency(self, make_world: MakeWorld, consistency: str, names: set[str]) -> None:
         world = make_world(dim=2)
-        chosen = settings(first_phase=0.5, consistency=consistency)
+        chosen = settings(first_phase=0.5, consistency=consistency, decoder="plan")
         trainer = tiny.ready(world.trainer("ConDSegTrainer", chosen))
         assert parts(trainer, world.task).keys() == names
-        assert ("encoder_head" in trainer.auxiliary) == (consistency != "off")
+        assert ("seg_layers" in trainer.network.head) == (consistency != "off")
 
     def test_without_both_halves_it_is_stock_nnunet(self, make_world: MakeWorld) -> None:
         world = make_world(dim=2)
@@ -247,18 +285,16 @@ class TestSwitches:
         for name, weights in results[1][1].items():
             torch.testing.assert_close(results[0][1][name], weights)
 
-    @pytest.mark.parametrize(
-        ("decoder", "kind"), [("condseg", ConDSegNet), ("plan", EncoderFirstUNet)]
-    )
+    @pytest.mark.parametrize("decoder", ["condseg", "alone", "head", "plan"])
     def test_prediction_rebuilds_the_network_from_the_plans(
-        self, make_world: MakeWorld, decoder: str, kind: type[torch.nn.Module]
+        self, make_world: MakeWorld, decoder: str
     ) -> None:
-        chosen = settings(first_phase=0.5, decoder=decoder, width=8)
+        chosen = settings(first_phase=0.5, decoder=decoder, width=6, maps="classes")
         trainer = make_world(dim=2).trainer("ConDSegTrainer", chosen)
         trainer.run_training()
         predictor = nnUNetPredictor(device=tiny.CPU, allow_tqdm=False)
         predictor.initialize_from_trained_model_folder(trainer.output_folder_base, (0,))
-        assert type(predictor.network) is kind
+        assert type(predictor.network) is ConDSegNet
         assert tiny.same(predictor.network.state_dict(), trainer.network.state_dict())
 
 
@@ -324,8 +360,36 @@ class TestLosses:
         found = trainer._decoupling(answer.maps, trainer._any_foreground(batch["target"]))
         ratio = found.foreground_weight / found.background_weight
         weights = [losses[name] / getattr(found, name) for name in ("foreground", "background")]
-        torch.testing.assert_close(weights[0] + weights[1], torch.tensor(2.0))
+        torch.testing.assert_close(
+            weights[0] + weights[1], torch.tensor(2.0 * trainer._auxiliary_weight)
+        )
         torch.testing.assert_close(weights[0] / weights[1], ratio)
+
+    @pytest.mark.parametrize("maps", ["classes", "merged"])
+    @pytest.mark.parametrize("loud", [False, True])
+    def test_maps_move_the_encoder_no_more_than_the_segmentation_does(
+        self, make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch, maps: str, loud: bool
+    ) -> None:
+        world = make_world(dim=2)
+        monkeypatch.setattr(condseg, "AUXILIARY_WEIGHT", 200.0 if loud else 0.02)
+        trainer = tiny.ready(world.trainer("ConDSegTrainer", settings(first_phase=0.0, maps=maps)))
+        batch = tiny.batch_for(trainer, world.task)
+        losses = trainer.compute_losses(batch["data"], batch["target"], batch["keys"])
+        encoder = list(trainer.network.encoder.parameters())
+
+        def norm(names: set[str]) -> Tensor:
+            loss = torch.stack([losses[name] for name in names]).sum()
+            gradients = torch.autograd.grad(loss, encoder, retain_graph=True)
+            return torch.cat([gradient.flatten() for gradient in gradients]).norm()
+
+        share = float(norm(SECOND - {"segmentation"}) / norm({"segmentation"}))
+        assert trainer._figures["auxiliary_share"] == pytest.approx(share, rel=1e-3)
+        if loud:
+            assert share == pytest.approx(1, rel=1e-3)
+            assert trainer._figures["auxiliary_weight"] < 1
+        else:
+            assert share < 1
+            assert trainer._figures["auxiliary_weight"] == 1
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     @pytest.mark.parametrize("chosen", [ENCODER, WHOLE], ids=["encoder", "whole"])
@@ -395,12 +459,23 @@ class TestStrongView:
 
 
 class TestBadInput:
-    def test_heads_must_divide_the_width(self, make_world: MakeWorld) -> None:
-        trainer = make_world(dim=2).trainer("ConDSegTrainer", settings(width=10))
-        with pytest.raises(UserError, match=r"multiple of condseg\.heads, got 10 and 4"):
-            trainer.initialize()
+    def test_checkpoints_of_the_first_edition_are_refused_by_what_they_lack(
+        self, make_world: MakeWorld, tmp_path: Path
+    ) -> None:
+        world = make_world(dim=2)
+        chosen = {"num_epochs": 2, **ENCODER}
+        trainer = world.trainer("ConDSegTrainer", chosen)
+        trainer.run_training()
+        saved = torch.load(Path(trainer.output_folder, "checkpoint_final.pth"), weights_only=False)
+        del saved["nnunet_ext"]["settings"]["condseg"]["maps"]
+        saved["nnunet_ext"]["settings"]["condseg"]["encoder_lr_factor"] = 0.1
+        torch.save(saved, tmp_path / "old.pth")
+        with pytest.raises(UserError, match=r"old\.pth lacks the light head"):
+            world.trainer("ConDSegTrainer", chosen).load_checkpoint(str(tmp_path / "old.pth"))
 
-    @pytest.mark.parametrize("chosen", [{"first_phase": 1.0}, {"width": 0}, {"decoder": "u"}])
+    @pytest.mark.parametrize(
+        "chosen", [{"first_phase": 1.0}, {"width": 0}, {"encoder_lr_factor": 0.0}, {"maps": "u"}]
+    )
     def test_settings_out_of_range_are_refused(
         self, make_world: MakeWorld, chosen: dict[str, Any]
     ) -> None:
@@ -412,14 +487,13 @@ def _both_phases(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
     torch.manual_seed(0)
     bare = ConDSegNet(tiny.Task(dim=2).unet(), 3, (16, 16))
-    head = DistributedDataParallel(bare.encoder_head(3))
     network = DistributedDataParallel(bare, find_unused_parameters=True)
     torch.manual_seed(rank)  # from here on, ranks see different batches
     gradients = []
     for phase in ("first", "second", "second"):
         data = torch.randn(2, 1, 16, 16)
         if phase == "first":
-            loss = head(network(data, answer="features"), (16, 16)).square().mean()
+            loss = network(data, answer="head").square().mean()
         else:
             answer = network(data, answer="decoupled")
             loss = answer.logits.square().mean() + answer.maps.square().mean()

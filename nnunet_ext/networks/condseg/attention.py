@@ -5,50 +5,38 @@ attention"). Its equation in the paper was not available to us; what stands here
 authors' published implementation, which is 2D.
 """
 
-from collections.abc import Sequence
-from math import ceil, prod
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from itertools import product
+from math import prod
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from nnunet_ext.networks.condseg.parts import ConvStyle, PerAxis
 
-WINDOW = 3
+Window: TypeAlias = tuple[int, ...]
+"""Odd edge lengths of the attention window."""
+
+EDGE = 3
 """Edge of the authors' attention window."""
-COARSE_STRIDE = 2
-"""Stride of the attention where one at every position is too much."""
 
 
-class AttentionPlan(NamedTuple):
-    """Where and how far one level attends.
+def attention_values(size: Sequence[int], heads: int, window: Window) -> int:
+    """Attention values per guide and image at this feature size.
 
-    Attributes:
-        window: Odd edge lengths of the attention window.
-        stride: Steps between the positions of the window.
+    A window of K positions holds K * K values per head and position: 81 in 2D, 729 in 3D.
     """
-
-    window: tuple[int, ...]
-    stride: tuple[int, ...]
-
-    def values(self, size: Sequence[int], heads: int) -> int:
-        """Attention values per guide and image at this feature size.
-
-        A window of K positions holds K * K values per head and position: 81 in 2D, 729 in 3D.
-        """
-        positions = prod(ceil(n / step) for n, step in zip(size, self.stride, strict=True))
-        return heads * prod(self.window) ** 2 * positions
+    return heads * prod(window) ** 2 * prod(size)
 
 
 def plan_attention(
     size: Sequence[int], heads: int, budget: int, coarsest: int, kernel: Sequence[int]
-) -> AttentionPlan | None:
+) -> Window | None:
     """Choose the richest attention of one level that fits the budget.
 
-    Tried in this order: a window of 3 along every axis; 1 instead along the coarsest axis (3D);
-    a stride of 2 along the other axes as well.
+    Tried in this order: a window of 3 along every axis; 1 instead along the coarsest axis (3D).
 
     Args:
         size: Feature size of the level.
@@ -58,23 +46,46 @@ def plan_attention(
         kernel: Kernel size of the level; the window is never wider.
 
     Returns:
-        The plan, or None if even the last does not fit.
+        The window, or None if even the last does not fit.
     """
-    window = tuple(min(WINDOW, k) for k in kernel)
-    ones = (1,) * len(size)
-    flat = window
-    if len(size) == 3:
-        flat = tuple(1 if axis == coarsest else k for axis, k in enumerate(window))
-    # a stride along an axis without neighbours would leave positions out
-    strided = tuple(COARSE_STRIDE if k > 1 else 1 for k in flat)
-    candidates = (AttentionPlan(window, ones), AttentionPlan(flat, ones))
-    for plan in (*candidates, AttentionPlan(flat, strided)):
-        if plan.values(size, heads) <= budget:
-            return plan
-    return None
+    window = tuple(min(EDGE, k) for k in kernel)
+    flat = tuple(1 if axis == coarsest and len(size) == 3 else k for axis, k in enumerate(window))
+    fitting = (w for w in (window, flat) if attention_values(size, heads, w) <= budget)
+    return next(fitting, None)
 
 
-def aggregate(value: Tensor, attention: Tensor, plan: AttentionPlan) -> Tensor:
+def fold_windows(attention: Tensor, window: Window) -> Tensor:
+    r"""Turn the attention within windows into weights of the neighbours of each position.
+
+    That position p receives from :math:`p + \delta` is the sum over all windows that hold both:
+    with :math:`\omega_i` the K offsets of the window, :math:`W_\delta(p) = \sum_{ij:\,
+    \omega_j - \omega_i = \delta} A_{ij}(p - \omega_i)`. It is added up axis by axis.
+
+    Args:
+        attention: A (B, heads, K, K, *S), rows i and columns j, over the windows' centres.
+        window: Edge lengths k.
+
+    Returns:
+        W (B, heads, R, *S) over the R = prod(2 k - 1) offsets in order.
+    """
+    batch, heads, _, _, *size = attention.shape
+    dim = len(window)
+    x = attention.reshape(batch, heads, *window, *window, *size)
+    for axis, edge in enumerate(window):
+        # of shape (B, heads, *offsets, *rows to come, *columns to come, *S)
+        row, column, place = 2 + axis, 2 + dim, 2 + 2 * dim  # one axis less for each one done
+        parts = x.movedim(column, row + 1).unbind(row)
+        shape = list(parts[0].shape)
+        shape[row], shape[place - 1] = 2 * edge - 1, size[axis] + edge - 1
+        folded = attention.new_zeros(shape)
+        for i, part in enumerate(parts):
+            reached = folded.narrow(row, edge - 1 - i, edge)
+            reached.narrow(place - 1, i, size[axis]).add_(part)
+        x = folded.narrow(place - 1, edge // 2, size[axis])
+    return x.reshape(batch, heads, -1, *size)
+
+
+def aggregate(value: Tensor, attention: Tensor, window: Window, normalise: bool = True) -> Tensor:
     r"""Let the positions of every window exchange values, then add up overlapping windows.
 
     With :math:`\omega_i` the K offsets of the window, windows centred at q and zeros outside,
@@ -82,40 +93,66 @@ def aggregate(value: Tensor, attention: Tensor, plan: AttentionPlan) -> Tensor:
     .. math:: U(q)_i = \sum_j A_{ij}(q) V(q + \omega_j), \qquad
               O(p) = \sum_{(q, i): q + \omega_i = p} U(q)_i.
 
-    ``torch.nn.functional.fold`` does this in 2D only; here each axis is folded in turn.
+    Both steps are one sum over neighbours, with the weights of :func:`fold_windows`.
 
     Args:
-        value: V, channels last (B, *S, C).
-        attention: A (B, L, heads, K, K), rows i and columns j, over the L positions q in order.
-        plan: Window and stride.
+        value: V (B, C, *S).
+        attention: A (B, heads, K, K, *S), rows i and columns j.
+        window: Edge lengths.
+        normalise: Divide by the sum of weights of the neighbours inside the image, so that a
+            constant stays what it is up to the border. The authors do not; then values grow K
+            times in each pass, too much for half precision in 3D.
 
     Returns:
         O, of the shape of ``value``.
     """
-    batch, *size, channels = value.shape
-    heads, dim = attention.shape[2], len(size)
-    borders = [edge // 2 for edge in plan.window]
-    windows = F.pad(value, (0, 0, *(border for b in reversed(borders) for border in (b, b))))
-    for axis, (edge, step) in enumerate(zip(plan.window, plan.stride, strict=True), start=1):
-        windows = windows.unfold(axis, edge, step)  # the window's axis comes last
-    positions = windows.shape[1 : dim + 1]
-    windows = windows.reshape(batch, prod(positions), heads, channels // heads, -1)
-    mixed = attention @ windows.transpose(-1, -2)  # (B, L, heads, K, C / heads)
+    batch, channels, *size = value.shape
+    weights = fold_windows(attention, window)
+    value = value.reshape(batch, weights.shape[1], -1, *size)
+    if normalise:
+        value = torch.cat([value, torch.ones_like(value[:, :, :1])], dim=2)
+    total: Tensor = _NeighbourSum.apply(weights, value, [2 * edge - 1 for edge in window])
+    if normalise:
+        total = total[:, :, :-1] / total[:, :, -1:]
+    return total.reshape(batch, channels, *size)
 
-    folded = mixed.reshape(batch, *positions, heads, *plan.window, -1)
-    window_axes = range(dim + 2, 2 * dim + 2)
-    folded = folded.permute(0, *window_axes, *range(1, dim + 2), 2 * dim + 2)
-    for edge, step, border, length in zip(plan.window, plan.stride, borders, size, strict=True):
-        # of shape (B, *rest of the window, *folded axes, this axis, *axes to come, heads, C)
-        parts = folded.unbind(1)
-        shape = list(parts[0].shape)
-        count, shape[dim] = shape[dim], length + 2 * border
-        folded = parts[0].new_zeros(shape)
-        for offset in range(edge):
-            reached = slice(offset, offset + (count - 1) * step + 1, step)
-            folded[(slice(None),) * dim + (reached,)].add_(parts[offset])
-        folded = folded.narrow(dim, border, length)
-    return folded.reshape(value.shape)
+
+class _NeighbourSum(torch.autograd.Function):
+    """Weighted sum over neighbours; autograd's own would keep and clear a map for each of them."""
+
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, value: Tensor, edges: list[int]) -> Tensor:
+        """Sum up values (B, heads, C, *S), zeros outside, under weights (B, heads, R, *S)."""
+        ctx.edges = edges
+        value = F.pad(value, [edge // 2 for edge in reversed(edges) for _ in range(2)])
+        ctx.save_for_backward(weights, value)
+        neighbours = _neighbours(value, edges)
+        total = weights[:, :, :1] * next(neighbours)
+        for n, neighbour in enumerate(neighbours, start=1):
+            total.addcmul_(weights[:, :, n : n + 1], neighbour)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        """Give the gradients of weights and values."""
+        weights, value = ctx.saved_tensors
+        of_weights, of_value = torch.empty_like(weights), torch.zeros_like(value)
+        both = zip(_neighbours(value, ctx.edges), _neighbours(of_value, ctx.edges), strict=True)
+        for n, (neighbour, of_neighbour) in enumerate(both):
+            of_weights[:, :, n] = (gradient * neighbour).sum(2)
+            of_neighbour.addcmul_(weights[:, :, n : n + 1], gradient)
+        for axis, edge in enumerate(ctx.edges, start=3):
+            of_value = of_value.narrow(axis, edge // 2, of_value.shape[axis] - edge + 1)
+        return of_weights, of_value, None
+
+
+def _neighbours(padded: Tensor, edges: Sequence[int]) -> Iterator[Tensor]:
+    """Views of what lies at each offset from the centre, with borders (B, heads, C, *S)."""
+    for offset in product(*(range(edge) for edge in edges)):
+        view = padded
+        for axis, (start, edge) in enumerate(zip(offset, edges, strict=True), start=3):
+            view = view.narrow(axis, start, padded.shape[axis] - edge + 1)
+        yield view
 
 
 class ContrastDrivenFeatureAggregation(nn.Module):
@@ -130,12 +167,10 @@ class ContrastDrivenFeatureAggregation(nn.Module):
         width: Channels of guides and result.
         style: What blocks are made of.
         heads: Attention heads.
-        plan: Window and stride; None replaces attention by a convolution of features and guides,
-            for levels where it would take too much memory.
+        window: Of the attention; None replaces it by a convolution of features and guides, for
+            levels where it would take too much memory.
         kernel: Kernel size of the convolutions, per axis or for all.
-        average: Divide the values of each pass by the number of window positions. The authors do
-            not; without, they grow up to 27 times per pass in 3D, too much for half precision.
-        recompute: Recompute the attention in the backward pass instead of keeping it.
+        normalise: See :func:`aggregate`.
 
     Raises:
         ValueError: If ``heads`` does not divide ``width``.
@@ -147,29 +182,27 @@ class ContrastDrivenFeatureAggregation(nn.Module):
         width: int,
         style: ConvStyle,
         heads: int = 4,
-        plan: AttentionPlan | None = None,
+        window: Window | None = None,
         kernel: PerAxis = 3,
-        average: bool = True,
-        recompute: bool = False,
+        normalise: bool = True,
     ) -> None:
         super().__init__()
         if width % heads:
             raise ValueError(f"width must be a multiple of heads, got {width} and {heads}.")
         self.heads = heads
-        self.plan = plan
-        self.average = average
-        self.recompute = recompute
+        self.window = window
+        self.normalise = normalise
         self.enter = nn.Sequential(
             style.block(inputs, width, kernel), style.block(width, width, kernel)
         )
-        if plan is not None:
-            values = heads * prod(plan.window) ** 2
-            self.value = nn.Linear(width, width)
+        if window is not None:
+            values = heads * prod(window) ** 2
+            self.value = style.conv(width, width, 1, bias=True)
             self.foreground = style.conv(width, values, 1, bias=True)
             self.background = style.conv(width, values, 1, bias=True)
-            self.project = nn.Linear(width, width)
+            self.project = style.conv(width, width, 1, bias=True)
         self.leave = nn.Sequential(
-            style.block(3 * width if plan is None else width, width, kernel),
+            style.block(3 * width if window is None else width, width, kernel),
             style.block(width, width, kernel),
         )
 
@@ -180,34 +213,20 @@ class ContrastDrivenFeatureAggregation(nn.Module):
             Features (B, ``width``, *S).
         """
         x = self.enter(x)
-        if self.plan is None:
+        if self.window is None:
             x = torch.cat([x, foreground, background], dim=1)
-        elif self.recompute and torch.is_grad_enabled():
-            x = checkpoint(self._attend, x, foreground, background, use_reentrant=False)
         else:
-            x = self._attend(x, foreground, background)
+            x = self.value(x)
+            for guide, scores in ((foreground, self.foreground), (background, self.background)):
+                attention = self._attention(scores, guide).to(x.dtype)
+                x = self.project(aggregate(x, attention, self.window, self.normalise))
         left: Tensor = self.leave(x)
         return left
 
-    def _attend(self, x: Tensor, foreground: Tensor, background: Tensor) -> Tensor:
-        assert self.plan is not None
-        value = self.value(x.movedim(1, -1))
-        for guide, scores in ((foreground, self.foreground), (background, self.background)):
-            if self.average:
-                value = value / prod(self.plan.window)
-            attention = self._attention(scores, guide).to(value.dtype)
-            value = self.project(aggregate(value, attention, self.plan))
-        return value.movedim(-1, 1)
-
     def _attention(self, scores: nn.Module, guide: Tensor) -> Tensor:
-        """Attention (B, L, heads, K, K) in float32, whose rows sum to 1."""
-        assert self.plan is not None
+        """Attention (B, heads, K, K, *S) in float32, whose rows sum to 1."""
+        assert self.window is not None
         head_width = guide.shape[1] // self.heads
-        if max(self.plan.stride) > 1:
-            pool = F.avg_pool2d if guide.ndim == 4 else F.avg_pool3d
-            guide = pool(guide, self.plan.stride, self.plan.stride, ceil_mode=True)
-        count = prod(self.plan.window)
-        logits = scores(guide).view(len(guide), self.heads, count, count, -1)
-        # positions come last until here, because a softmax along a short last axis is slow
-        attention = torch.softmax(logits.float() * head_width**-0.5, dim=3)
-        return attention.movedim(-1, 1)
+        count = prod(self.window)
+        logits = scores(guide).unflatten(1, (self.heads, count, count))
+        return torch.softmax(logits.float() * head_width**-0.5, dim=3)

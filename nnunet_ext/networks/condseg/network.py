@@ -6,15 +6,14 @@ ResNet-50 without full-resolution features; what changes for others is our judge
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
-from math import ceil, prod
+from math import gcd, prod
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from nnunet_ext._common.errors import UserError
 from nnunet_ext.networks.condseg.attention import (
@@ -26,22 +25,27 @@ from nnunet_ext.networks.condseg.parts import (
     MIN_LEVELS,
     Ascent,
     ConvStyle,
-    Decoupled,
     DilatedBlock,
     SemanticInformationDecoupling,
     SizeAwareDecoder,
     resize,
 )
 
-Answer: TypeAlias = Literal["logits", "features", "decoupled"]
+Answer: TypeAlias = Literal["logits", "head", "decoupled"]
+Decoder: TypeAlias = Literal["condseg", "alone", "head", "plan"]
 
-HEADS = 4
 HEAD_WIDTH = 64
 """Channels per level of the authors' light head."""
-MAX_SKIP_WIDTH = 32
-"""Channels that the full-resolution features are reduced to, where they have more."""
-MAP_WIDTHS = (0.5, 1, 2)
-"""Channels on the way to the maps at stages 1, 2 and all deeper ones, over ``width``."""
+WIDTH_PER_HEAD = 32
+"""Channels of each attention head of the authors."""
+BUDGET_PER_VOXEL = 32
+"""Attention values for each voxel of the patch, as many as a stock nnU-Net's first feature map."""
+
+
+FIRST_EDITION = (
+    "lacks the light head (head.seg_layers) that ConDSeg's decoder now adds to: it was made by the "
+    "first edition of nnunet_ext. Train anew, or use it with that edition."
+)
 
 
 class DecoupledLogits(NamedTuple):
@@ -49,8 +53,9 @@ class DecoupledLogits(NamedTuple):
 
     Attributes:
         logits: Segmentation (B, K, *S).
-        maps: Logits of foreground, background and uncertain region (B, 3, *S'), S' the size of
-            stage 1: only training needs them, and full resolution is not worth its cost there.
+        maps: Logits of foreground, one channel for each of M maps, of background and of the
+            uncertain region (B, M + 2, *S'), S' the size of stage 1: only training needs them, and
+            full resolution is not worth its cost there.
     """
 
     logits: Tensor
@@ -58,7 +63,7 @@ class DecoupledLogits(NamedTuple):
 
 
 class EncoderHead(nn.Module):
-    """A light head that trains an encoder, then is thrown away.
+    """A light head on the features of an encoder.
 
     The authors bring 64 channels of every level to full size, concatenate them and convolve with
     kernel size 1. Linear interpolation and that convolution commute, so here each level is
@@ -92,44 +97,129 @@ class EncoderHead(nn.Module):
         return reduce(torch.add, (resize(level(x), size) for level, x in levels))
 
 
-class EncoderFirstUNet(nn.Module):
-    """A planned U-Net whose encoder can be trained before its decoder.
+class ConDSegNet(nn.Module):
+    """A planned encoder with a light head, under ConDSeg's decoder or the planned one.
+
+    The light head can be trained first; the decoder (:class:`ConDSegDecoder`) adds to its logits,
+    and begins with nothing, because its last convolution is zero. The authors throw the head away.
+
+    ``encoder`` keeps nnU-Net's names, so that a stock checkpoint fits. The rest lives in
+    modules called ``seg_layers``, a name by which ``-pretrained_weights`` leaves it out.
 
     Args:
         unet: Plain-conv or residual-encoder U-Net of dynamic_network_architectures, weights
             already initialised.
+        num_classes: Output channels K.
+        patch_size: Size of the images that the network is planned for. It decides how attention
+            fits the budget and how far dilated convolutions reach; others may be segmented, too.
+        decoder: ``"condseg"`` adds the method's decoder to the light head, ``"alone"`` leaves the
+            head's logits out, ``"head"`` is the head without decoder, ``"plan"`` keeps the
+            planned decoder instead of both.
+        head: Whether a network that does not need a light head has one all the same, to be
+            trained first.
+        width: Channels of the decoder; default those of the encoder's first stage, which keeps
+            the cost near that of the planned decoder. The authors have 128 under a ResNet-50.
+        attention_budget: Most attention values per guide, image and level; default
+            ``BUDGET_PER_VOXEL`` for each voxel of the patch. 0 leaves attention out.
+        foreground_maps: Maps of foreground: 1 for what all classes have in common, or as many as
+            there are classes.
 
     Raises:
-        UserError: If it is of another kind.
+        UserError: If the U-Net is of another kind or has fewer than four stages.
     """
 
     encoder: Any
     decoder: Any
 
-    def __init__(self, unet: nn.Module) -> None:
+    def __init__(
+        self,
+        unet: nn.Module,
+        num_classes: int,
+        patch_size: Sequence[int],
+        decoder: Decoder = "condseg",
+        head: bool = True,
+        width: int | None = None,
+        attention_budget: int | None = None,
+        foreground_maps: int = 1,
+    ) -> None:
         super().__init__()
         if not (hasattr(unet, "encoder") and hasattr(unet, "decoder")):
             raise UserError(
                 f"ConDSeg needs a plain-conv or residual-encoder U-Net, but the plans ask for "
                 f"{type(unet).__name__}. Plan with ConDSegPlanner or a stock nnU-Net planner."
             )
+        self.kind = decoder
         self.encoder = unet.encoder
-        self.decoder = unet.decoder
+        self.decoder = unet.decoder if decoder == "plan" else nn.ModuleDict()
+        self.head = nn.ModuleDict()
+        initialize = getattr(unet, "initialize", None)
+        if head or decoder in ("condseg", "head"):
+            style = ConvStyle.planned(self.encoder)
+            channels = self.encoder.output_channels
+            self.head["seg_layers"] = EncoderHead(channels, num_classes, style)
+        if decoder in ("condseg", "alone"):
+            stages = len(self.encoder.stages)
+            if stages <= MIN_LEVELS:
+                raise UserError(
+                    f"ConDSeg needs an encoder of at least {MIN_LEVELS + 1} stages, but the "
+                    f"planned network has {stages}. Images or patches are too small for it."
+                )
+            self.decoder["seg_layers"] = ConDSegDecoder(
+                self.encoder, num_classes, patch_size, width, attention_budget, foreground_maps
+            )
+        for module in (self.head, self.decoder if decoder != "plan" else None):
+            if module is not None and initialize is not None:
+                module.apply(initialize)
+        if decoder == "condseg":
+            nn.init.zeros_(self.decoder["seg_layers"].output[-1].weight)
+            nn.init.zeros_(self.decoder["seg_layers"].output[-1].bias)
 
     def forward(self, x: Tensor, answer: Answer = "logits") -> Any:
         """Segment images (B, C, *S).
 
         Args:
             x: Images.
-            answer: ``"logits"`` as stock nnU-Net, ``"features"`` of all encoder stages.
+            answer: ``"logits"`` (B, K, *S) for prediction, which with the planned decoder are
+                those of stock nnU-Net; ``"head"``, the light head's; ``"decoupled"`` for training
+                the method's decoder, which gives :class:`DecoupledLogits`.
         """
         features = self.encoder(x)
-        return features if answer == "features" else self.decoder(features)
+        if self.kind == "plan" and answer != "head":
+            return self.decoder(features)
+        head: Tensor | None = None
+        if answer == "head" or self.kind != "alone":
+            head = self.head["seg_layers"](features, x.shape[2:])
+        if answer == "head" or self.kind == "head":
+            return head
+        decoded = self.decoder["seg_layers"](features, decoupled=answer == "decoupled")
+        if head is None:
+            return decoded
+        if answer == "decoupled":
+            return decoded._replace(logits=head + decoded.logits)
+        return head + decoded
 
-    def encoder_head(self, num_classes: int) -> EncoderHead:
-        """Make the light head that fits this encoder; it is not part of the network."""
-        style = ConvStyle.planned(self.encoder)
-        return EncoderHead(self.encoder.output_channels, num_classes, style)
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Load weights.
+
+        Raises:
+            UserError: If they are of the first edition, which had no light head of its own.
+        """
+        names = self.state_dict()
+        lacking = {name.split(".")[0] for name in names if name not in state_dict}
+        if "head" in lacking:
+            raise UserError(f"The checkpoint {FIRST_EDITION}")
+        return super().load_state_dict(state_dict, *args, **kwargs)
+
+    def attention(self) -> list[str]:
+        """Which level attends how, in words, finest first; nothing without attention blocks."""
+        if self.kind not in ("condseg", "alone"):
+            return []
+        windows = [block.window for block in self.decoder["seg_layers"].aggregation]
+        return [
+            f"level {level}: "
+            + (f"attention within {'x'.join(map(str, w))}" if w else "plain convolutions")
+            for level, w in enumerate(windows, start=1)
+        ]
 
     def compute_conv_feature_map_size(self, input_size: Sequence[int]) -> int:
         """Estimate memory of training as nnU-Net's planner does, in elements of feature maps.
@@ -138,110 +228,34 @@ class EncoderFirstUNet(nn.Module):
             input_size: Patch size, without batch and channels.
         """
         encoder = int(self.encoder.compute_conv_feature_map_size(input_size))
-        two_views = 2 * encoder  # while the encoder is trained alone
-        return max(two_views, encoder + self._decoder_map_size(input_size))
+        head = self._map_size(self.head, input_size, tuple(input_size))
+        if self.kind == "plan":
+            decoder = int(self.decoder.compute_conv_feature_map_size(input_size))
+        else:
+            decoder = head + self._map_size(self.decoder, input_size, True)
+        two_views = 2 * (encoder + head)  # while the encoder is trained under its head
+        return max(two_views, encoder + decoder)
 
-    def _decoder_map_size(self, input_size: Sequence[int]) -> int:
-        return int(self.decoder.compute_conv_feature_map_size(input_size))
+    def _map_size(self, modules: nn.ModuleDict, input_size: Sequence[int], how: Any) -> int:
+        # nnU-Net counts outputs of convolutions, half of what such a network keeps for its
+        # gradient; attention keeps more. So all that is kept is counted, without being stored
+        kept: dict[int, Tensor] = {}
 
+        def keep(x: Tensor) -> Tensor:
+            if not isinstance(x, nn.Parameter):
+                kept[x.untyped_storage()._cdata] = x
+            return x
 
-class ConDSegNet(EncoderFirstUNet):
-    """A planned encoder under ConDSeg's decoder, see :class:`ConDSegDecoder`.
-
-    ``encoder`` keeps nnU-Net's names, so that a stock checkpoint fits. The rest lives in
-    ``decoder.seg_layers``, which nnU-Net's ``-pretrained_weights`` never transfers.
-
-    Args:
-        unet: Plain-conv or residual-encoder U-Net of dynamic_network_architectures, weights
-            already initialised; its decoder is dropped.
-        num_classes: Output channels K.
-        patch_size: Size of the images that the network is planned for. It decides how attention
-            fits the budget and how far dilated convolutions reach; others may be segmented, too.
-        width: Channels of the decoder; default those of the encoder's first stage, rounded up to
-            a multiple of ``heads``, which keeps the cost near that of the planned decoder. The
-            authors have 128 under a ResNet-50.
-        heads: Attention heads.
-        attention_budget: Most attention values per guide, image and level; default the size of
-            one feature map of the encoder at full resolution, so that attention never is what
-            takes most memory. 0 leaves attention out.
-        full_resolution_skip: Let the encoder's full-resolution features, which the authors'
-            encoder lacks, take part in the last convolutions.
-        recompute: Recompute attention in the backward pass instead of keeping it.
-
-    Raises:
-        UserError: If the U-Net is of another kind or has fewer than four stages, or ``heads``
-            does not divide ``width``.
-    """
-
-    def __init__(
-        self,
-        unet: nn.Module,
-        num_classes: int,
-        patch_size: Sequence[int],
-        width: int | None = None,
-        heads: int = HEADS,
-        attention_budget: int | None = None,
-        full_resolution_skip: bool = True,
-        recompute: bool = True,
-    ) -> None:
-        super().__init__(unet)
-        stages = len(self.encoder.stages)
-        if stages <= MIN_LEVELS:
-            raise UserError(
-                f"ConDSeg needs an encoder of at least {MIN_LEVELS + 1} stages, but the planned "
-                f"network has {stages}. Images or patches are too small for it."
-            )
-        width = width or ceil(self.encoder.output_channels[0] / heads) * heads
-        if width % heads:
-            raise UserError(
-                f"condseg.width must be a multiple of condseg.heads, got {width} and {heads}."
-            )
-        if attention_budget is None:
-            attention_budget = self.encoder.output_channels[0] * prod(patch_size)
-        decoder = ConDSegDecoder(
-            self.encoder,
-            num_classes,
-            patch_size,
-            width,
-            heads,
-            attention_budget,
-            full_resolution_skip,
-            recompute,
-        )
-        initialize = getattr(unet, "initialize", None)
-        if initialize is not None:
-            decoder.apply(initialize)
-        self.decoder = nn.ModuleDict({"seg_layers": decoder})
-
-    def forward(self, x: Tensor, answer: Answer = "logits") -> Any:
-        """Segment images (B, C, *S).
-
-        Args:
-            x: Images.
-            answer: ``"logits"`` (B, K, *S) for prediction, ``"features"`` of all encoder stages
-                for a first phase of training, ``"decoupled"`` for the second, which gives
-                :class:`DecoupledLogits`.
-        """
-        features = self.encoder(x)
-        if answer == "features":
-            return features
-        return self.decoder["seg_layers"](features, decoupled=answer == "decoupled")
-
-    def _decoder_map_size(self, input_size: Sequence[int]) -> int:
-        # without storage: outputs of convolutions and attention are counted, not computed
-        decoder = copy.deepcopy(self.decoder["seg_layers"]).to("meta")
-        sizes: list[int] = []
-        for module in decoder.modules():
-            if isinstance(module, _ConvNd | nn.Linear):
-                module.register_forward_hook(lambda _module, _inputs, y: sizes.append(y.numel()))
         stage_sizes = _stage_sizes(self.encoder, input_size)
         features = [
-            torch.empty(1, channels, *size, device="meta")
+            torch.empty(1, channels, *size, device="meta", requires_grad=True)
             for channels, size in zip(self.encoder.output_channels, stage_sizes, strict=True)
         ]
-        with torch.no_grad():
-            decoder(features, decoupled=True)
-        return sum(sizes)
+        for module in modules.values():
+            counted = copy.deepcopy(module).to("meta")
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+                counted(features, how)
+        return sum(x.untyped_storage().nbytes() // x.element_size() for x in kept.values()) // 2
 
 
 class ConDSegDecoder(nn.Module):
@@ -250,9 +264,9 @@ class ConDSegDecoder(nn.Module):
     Every stage but the first is a level: it is seen at several ranges
     (:class:`DilatedBlock`), then, from deep to shallow, joined with the level below under
     the guidance of the decoupled deepest features (:class:`ContrastDrivenFeatureAggregation`).
-    These rise in one :class:`Ascent` that serves all levels on its way, where the authors have one
-    for each level. :class:`SizeAwareDecoder` and convolutions at full resolution turn the levels
-    into logits.
+    These rise in one :class:`Ascent` that serves all levels on its way and ends in the maps, where
+    the authors have one for each level and others for the maps. :class:`SizeAwareDecoder` and
+    convolutions at full resolution turn the levels into logits.
     Five stages are the authors' layout; deeper plans lose nothing, because levels accumulate.
 
     All arguments but the first are those of :class:`ConDSegNet`.
@@ -266,15 +280,17 @@ class ConDSegDecoder(nn.Module):
         encoder: Any,
         num_classes: int,
         patch_size: Sequence[int],
-        width: int,
-        heads: int,
-        attention_budget: int,
-        full_resolution_skip: bool,
-        recompute: bool,
+        width: int | None,
+        attention_budget: int | None,
+        foreground_maps: int,
     ) -> None:
         super().__init__()
         style = ConvStyle.planned(encoder)
         channels = list(encoder.output_channels)
+        width = width or channels[0]
+        heads = gcd(width, max(1, width // WIDTH_PER_HEAD))
+        if attention_budget is None:
+            attention_budget = BUDGET_PER_VOXEL * prod(patch_size)
         kernels = [style.per_axis(kernel) for kernel in encoder.kernel_sizes]
         sizes = _stage_sizes(encoder, patch_size)
         deepest = len(channels) - 1
@@ -283,16 +299,27 @@ class ConDSegDecoder(nn.Module):
         coarsest = int(np.argmin(np.prod(encoder.strides, axis=0)))
 
         self.dilated = nn.ModuleList(
-            DilatedBlock(
-                channels[level], width, style, kernels[level], _dilations_within(sizes[level])
+            nn.Sequential(
+                # the authors' branches take all channels of a level, up to ten times as many
+                style.block(channels[level], width, 1),
+                DilatedBlock(width, width, style, kernels[level], _dilations_within(sizes[level])),
             )
             for level in levels
         )
         self.decoupling = SemanticInformationDecoupling(
             channels[deepest], width, style, kernels[deepest]
         )
-        self.foreground_guides, self.background_guides = (
-            Ascent([width] * (deepest + 1), kernels[:0:-1], style) for _ in range(2)
+        self.ascents = nn.ModuleDict(
+            {
+                name: Ascent([width] * (deepest + 1), kernels[:0:-1], style)
+                for name in ("foreground", "background", "uncertain")
+            }
+        )
+        self.map_logits = nn.ModuleDict(
+            {
+                name: style.conv(width, maps, 1, bias=True)
+                for name, maps in zip(self.ascents, (foreground_maps, 1, 1), strict=True)
+            }
         )
         self.aggregation = nn.ModuleList(
             ContrastDrivenFeatureAggregation(
@@ -302,30 +329,18 @@ class ConDSegDecoder(nn.Module):
                 heads,
                 plan_attention(sizes[level], heads, attention_budget, coarsest, kernels[level]),
                 kernels[level],
-                recompute=recompute,
             )
             for level in levels
         )
         self.size_aware = SizeAwareDecoder(width, style, kernels[1:])
 
-        skip_width = min(MAX_SKIP_WIDTH, channels[0]) if full_resolution_skip else 0
-        self.skip = style.block(channels[0], skip_width, 1) if full_resolution_skip else None
+        # full-resolution features, which the authors' encoder lacks
+        self.skip = style.block(channels[0], width, 1)
         last_width = max(1, width // 2)
         self.output = nn.Sequential(
-            style.block(width + skip_width, width, kernels[0]),
+            style.block(width, width, kernels[0]),
             style.block(width, last_width, 1),
             style.conv(last_width, num_classes, 1, bias=True),
-        )
-
-        widths = [
-            max(1, int(width * MAP_WIDTHS[min(level, len(MAP_WIDTHS)) - 1]))
-            for level in reversed(levels)
-        ]
-        self.map_ascents = nn.ModuleList(
-            Ascent([width, *widths], kernels[:0:-1], style) for _ in Decoupled._fields
-        )
-        self.map_logits = nn.ModuleList(
-            style.conv(widths[-1], 1, 1, bias=True) for _ in Decoupled._fields
         )
 
     def forward(self, features: Sequence[Tensor], decoupled: bool = False) -> Any:
@@ -337,28 +352,25 @@ class ConDSegDecoder(nn.Module):
         """
         sizes = [x.shape[2:] for x in features]
         way_up = sizes[:0:-1]
-        guides = self.decoupling(features[-1], uncertain=decoupled)
-        foreground = self.foreground_guides(guides.foreground, way_up)
-        background = self.background_guides(guides.background, way_up)
+        decoupling = self.decoupling(features[-1], uncertain=decoupled)
+        guides = {
+            name: self.ascents[name](x, way_up)
+            for name, x in decoupling._asdict().items()
+            if x is not None
+        }
         aggregated: list[Tensor] = []  # finest first
         for level in range(len(features) - 1, 0, -1):
             x = self.dilated[level - 1](features[level])
             if aggregated:
                 x = torch.cat([x, resize(aggregated[0], sizes[level])], dim=1)
+            foreground, background = guides["foreground"], guides["background"]
             x = self.aggregation[level - 1](x, foreground[-level], background[-level])
             aggregated.insert(0, x)
         x = resize(self.size_aware(aggregated), sizes[0])
-        if self.skip is not None:
-            x = torch.cat([x, self.skip(features[0])], dim=1)
-        logits = self.output(x)
+        logits = self.output(x + self.skip(features[0]))
         if not decoupled:
             return logits
-        maps = [
-            to_logits(ascent(guide, way_up)[-1])
-            for guide, ascent, to_logits in zip(
-                guides, self.map_ascents, self.map_logits, strict=True
-            )
-        ]
+        maps = [self.map_logits[name](levels[-1]) for name, levels in guides.items()]
         return DecoupledLogits(logits, torch.cat(maps, dim=1))
 
 
@@ -367,6 +379,10 @@ def _stage_sizes(encoder: Any, input_size: Sequence[int]) -> list[list[int]]:
     return (np.array(input_size) // divisors).tolist()
 
 
-def _dilations_within(size: Sequence[int]) -> list[list[int]]:
-    """Limit dilations to half the feature size, beyond which only the central tap sees data."""
-    return [[min(dilation, max(1, n // 2)) for n in size] for dilation in DILATIONS]
+def _dilations_within(size: Sequence[int]) -> list[tuple[int, ...]]:
+    """Limit dilations to half the feature size, beyond which only the central tap sees data.
+
+    Those that become alike are one.
+    """
+    limited = (tuple(min(dilation, max(1, n // 2)) for n in size) for dilation in DILATIONS)
+    return list(dict.fromkeys(limited))

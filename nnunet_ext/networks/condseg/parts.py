@@ -31,6 +31,7 @@ SPATIAL_KERNEL = 7
 """Kernel size of the spatial attention."""
 HIDDEN_FACTOR = 4
 """Hidden over final channels of the decoupling, 512 over 128 in the authors' network."""
+HAS_MKLDNN = torch.backends.mkldnn.is_available()
 MIN_LEVELS = 3
 """Feature levels that the size-aware decoder needs: two pairs of neighbours."""
 
@@ -62,13 +63,26 @@ class ConvStyle:
         return cls(convert_conv_op_to_dim(encoder.conv_op), norm, nonlin)
 
     def conv(
-        self, inputs: int, outputs: int, kernel: PerAxis, dilation: PerAxis = 1, bias: bool = False
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: PerAxis,
+        dilation: PerAxis = 1,
+        bias: bool = False,
+        groups: int = 1,
     ) -> nn.Module:
         """A convolution that keeps the spatial size; kernels are odd."""
         sizes, dilations = self.per_axis(kernel), self.per_axis(dilation)
         padding = [d * (k // 2) for k, d in zip(sizes, dilations, strict=True)]
-        conv: nn.Module = convert_dim_to_conv_op(self.dim)(
-            inputs, outputs, sizes, padding=padding, dilation=dilations, bias=bias
+        kind: Any = _Conv3d if self.dim == 3 else convert_dim_to_conv_op(self.dim)
+        conv: nn.Module = kind(
+            inputs,
+            outputs,
+            sizes,
+            padding=padding,
+            dilation=dilations,
+            bias=bias,
+            groups=groups,
         )
         return conv
 
@@ -81,16 +95,32 @@ class ConvStyle:
         activate: bool = True,
     ) -> nn.Sequential:
         """Convolution without bias, normalisation and, if asked for, activation."""
-        layers = [self.conv(inputs, outputs, kernel, dilation, bias=self.norm is None)]
-        if self.norm is not None:
-            layers.append(self.norm(outputs))
-        if activate:
-            layers.append(self.nonlin())
-        return nn.Sequential(*layers)
+        conv = self.conv(inputs, outputs, kernel, dilation, bias=self.norm is None)
+        return nn.Sequential(conv, *self.after_conv(outputs, activate))
+
+    def after_conv(self, channels: int, activate: bool = True) -> list[nn.Module]:
+        """Normalisation and, if asked for, activation."""
+        layers = [] if self.norm is None else [self.norm(channels)]
+        return [*layers, self.nonlin()] if activate else layers
 
     def per_axis(self, value: PerAxis) -> list[int]:
         """One number for each axis."""
         return [value] * self.dim if isinstance(value, int) else list(value)
+
+
+class _Conv3d(nn.Conv3d):
+    """A convolution for single images, too, which PyTorch gives to a slower routine on a CPU."""
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or not HAS_MKLDNN:
+            return super()._conv_forward(input, weight, bias)
+        is_real = type(input) is Tensor  # and not one of those that only tell shapes
+        fits = input.device.type == "cpu" and input.dtype == weight.dtype == torch.float32
+        if not (is_real and fits):
+            return super()._conv_forward(input, weight, bias)
+        shape: Any = (self.padding, self.stride, self.dilation, self.groups)
+        convolved: Tensor = torch.mkldnn_convolution(input, weight, bias, *shape)
+        return convolved
 
 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:
@@ -112,13 +142,16 @@ class ChannelAttention(nn.Module):
     Args:
         channels: Channels C of the features.
         style: Its dimension counts only; as the authors' it has ReLU and no normalisation.
+        groups: Of channels that do not know of each other.
     """
 
-    def __init__(self, channels: int, style: ConvStyle) -> None:
+    def __init__(self, channels: int, style: ConvStyle, groups: int = 1) -> None:
         super().__init__()
-        hidden = max(1, channels // CHANNEL_REDUCTION)
+        hidden = groups * max(1, channels // groups // CHANNEL_REDUCTION)
         self.mlp = nn.Sequential(
-            style.conv(channels, hidden, 1), nn.ReLU(), style.conv(hidden, channels, 1)
+            style.conv(channels, hidden, 1, groups=groups),
+            nn.ReLU(),
+            style.conv(hidden, channels, 1, groups=groups),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -169,19 +202,24 @@ class DilatedBlock(nn.Module):
         dilations: Sequence[PerAxis] = DILATIONS,
     ) -> None:
         super().__init__()
-        convs = [style.block(inputs, width, 1)]
-        convs += [style.block(inputs, width, kernel, dilation) for dilation in dilations]
+        kinds: list[tuple[PerAxis, PerAxis]] = [(1, 1), *((kernel, each) for each in dilations)]
         self.branches = nn.ModuleList(
-            nn.Sequential(conv, ChannelAttention(width, style)) for conv in convs
+            style.conv(inputs, width, size, dilation, bias=style.norm is None)
+            for size, dilation in kinds
         )
-        self.fuse = style.block(len(convs) * width, width, kernel, activate=False)
+        # normalised, activated and weighted at once; many small steps would take longer
+        channels = len(kinds) * width
+        self.after_branches = nn.Sequential(
+            *style.after_conv(channels), ChannelAttention(channels, style, groups=len(kinds))
+        )
+        self.fuse = style.block(channels, width, kernel, activate=False)
         self.shortcut = style.block(inputs, width, 1, activate=False)
         self.nonlin = style.nonlin()
         self.attention = SpatialAttention(style, kernel)
 
     def forward(self, x: Tensor) -> Tensor:
         """Turn features (B, ``inputs``, *S) into (B, ``width``, *S)."""
-        seen = torch.cat([branch(x) for branch in self.branches], dim=1)
+        seen = self.after_branches(torch.cat([branch(x) for branch in self.branches], dim=1))
         attended: Tensor = self.attention(self.nonlin(self.fuse(seen) + self.shortcut(x)))
         return attended
 

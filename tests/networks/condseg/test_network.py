@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from nnunet_ext._common.errors import UserError
 from nnunet_ext.networks import ConDSegNet
-from nnunet_ext.networks.condseg.network import EncoderFirstUNet, EncoderHead
+from nnunet_ext.networks.condseg.network import EncoderHead
 from nnunet_ext.networks.condseg.parts import ConvStyle, resize
 
 CLASSES = 3
-ONLY_TRAINING = ("decoupling.uncertain", "map_ascents", "map_logits")
+ONLY_TRAINING = ("decoupling.uncertain", "ascents.uncertain", "map_logits")
 
 
 @pytest.fixture(autouse=True)
@@ -22,14 +22,19 @@ def _seed() -> None:
 
 
 def make_unet(
-    strides: list[Any], dim: int = 2, residual: bool = False, channels: int = 1, **more: Any
+    strides: list[Any],
+    dim: int = 2,
+    residual: bool = False,
+    channels: int = 1,
+    features: Any = None,
+    **more: Any,
 ) -> nn.Module:
     stages = len(strides)
     blocks = {"n_blocks_per_stage": 1} if residual else {"n_conv_per_stage": 1}
     unet = (ResidualEncoderUNet if residual else PlainConvUNet)(
         input_channels=channels,
         n_stages=stages,
-        features_per_stage=[4 + 2 * stage for stage in range(stages)],
+        features_per_stage=features or [4 + 2 * stage for stage in range(stages)],
         conv_op={2: nn.Conv2d, 3: nn.Conv3d}[dim],
         kernel_sizes=3,
         strides=strides,
@@ -44,6 +49,14 @@ def make_unet(
     )
     unet.apply(unet.initialize)
     return unet
+
+
+KINDS = ("condseg", "alone", "head", "plan")
+
+
+def _wake(network: ConDSegNet) -> None:
+    """Give the decoder's last convolution, which begins with zeros, something to say."""
+    nn.init.normal_(network.decoder["seg_layers"].output[-1].weight)
 
 
 def make_net(size: tuple[int, ...] = (32, 48), **options: Any) -> ConDSegNet:
@@ -82,6 +95,7 @@ class TestShapes:
         self, size: tuple[int, ...], strides: list[Any], residual: bool
     ) -> None:
         network = ConDSegNet(make_unet(strides, len(size), residual), CLASSES, size)
+        _wake(network)
         answer = network(torch.randn(1, 1, *size), answer="decoupled")
         assert answer.logits.shape == (1, CLASSES, *size)
         first = strides[1] if isinstance(strides[1], list) else [strides[1]] * len(size)
@@ -99,31 +113,53 @@ class TestShapes:
         assert make_net()(torch.randn(1, 1, 40, 64)).shape == (1, CLASSES, 40, 64)
 
     def test_attention_is_planned_level_by_level(self) -> None:
-        decoder = make_net(attention_budget=20_000).decoder["seg_layers"]
-        plans = [each.plan for each in decoder.aggregation]
-        assert plans == [None, ((3, 3), (2, 2)), ((3, 3), (1, 1))]
-        without = make_net(attention_budget=0).decoder["seg_layers"]
-        assert all(each.plan is None for each in without.aggregation)
+        network = make_net(attention_budget=8_000)
+        windows = [each.window for each in network.decoder["seg_layers"].aggregation]
+        assert windows == [None, (3, 3), (3, 3)]
+        assert network.attention() == [
+            "level 1: plain convolutions",
+            "level 2: attention within 3x3",
+            "level 3: attention within 3x3",
+        ]
+        assert not any("attention" in level for level in make_net(attention_budget=0).attention())
+
+    @pytest.mark.parametrize("features", [(16, 32, 64, 128, 128), (32, 64, 128, 256, 512, 512)])
+    def test_all_levels_attend_within_planned_images(self, features: tuple[int, ...]) -> None:
+        """Plans of the compact and of the stock planner in 2D."""
+        size = (2 ** len(features),) * 2
+        unet = make_unet([1] + [2] * (len(features) - 1), features=features)
+        levels = ConDSegNet(unet, CLASSES, size).attention()
+        assert len(levels) == len(features) - 1
+        assert all("attention within 3x3" in level for level in levels)
 
     def test_the_axis_strided_least_is_the_coarsest(self) -> None:
         unet = make_unet([[1, 1, 1], [2, 1, 2], [2, 2, 2], [2, 2, 2]], 3)
-        network = ConDSegNet(unet, CLASSES, (16, 8, 16), attention_budget=170_000)
+        network = ConDSegNet(unet, CLASSES, (16, 8, 16), attention_budget=50_000)
         first = network.decoder["seg_layers"].aggregation[0]
-        assert first.plan.window == (3, 1, 3)
+        assert first.window == (3, 1, 3)
 
     def test_dilation_stays_within_the_features(self) -> None:
         network = ConDSegNet(make_unet([1, 2, 2, 2]), CLASSES, (64, 32))
-        dilated = [
-            branch[0][0].dilation for branch in network.decoder["seg_layers"].dilated[0].branches
-        ]
-        assert dilated == [(1, 1), (6, 6), (12, 8), (16, 8)]
+        finest, _, deepest = (
+            [branch.dilation for branch in level[1].branches]
+            for level in network.decoder["seg_layers"].dilated
+        )
+        assert finest == [(1, 1), (6, 6), (12, 8), (16, 8)]
+        assert deepest == [(1, 1), (4, 2)]  # those that are alike are one
 
     def test_width_follows_the_encoder(self) -> None:
         widths = [
-            net.decoder["seg_layers"].dilated[0].fuse[0].out_channels
-            for net in (make_net(), make_net(heads=3), make_net(width=20))
+            net.decoder["seg_layers"].dilated[0][1].fuse[0].out_channels
+            for net in (make_net(), make_net(width=20))
         ]
-        assert widths == [4, 6, 20]
+        assert widths == [4, 20]
+
+    def test_heads_are_as_wide_as_the_authors(self) -> None:
+        heads = [
+            make_net(width=width).decoder["seg_layers"].aggregation[0].heads
+            for width in (16, 32, 128, 70)
+        ]
+        assert heads == [1, 1, 4, 2]
 
 
 class TestAnswers:
@@ -141,11 +177,40 @@ class TestAnswers:
         x = torch.randn(1, 1, 32, 48)
         assert torch.equal(network(x), network(x, answer="decoupled").logits)
 
-    def test_features_leave_the_decoder_alone(self) -> None:
-        for network in (make_net(), EncoderFirstUNet(make_unet([1, 2, 2, 2]))):
-            x = torch.randn(1, 1, 32, 48)
-            assert not [name for name in called(network, x, "features") if "decoder" in name]
-            assert len(network(x, answer="features")) == 4
+    @pytest.mark.parametrize("decoder", KINDS)
+    def test_the_head_leaves_the_decoder_alone(self, decoder: Any) -> None:
+        network = make_net(decoder=decoder)
+        x = torch.randn(1, 1, 32, 48)
+        assert not [name for name in called(network, x, "head") if "decoder" in name]
+        assert network(x, answer="head").shape == (1, CLASSES, 32, 48)
+
+    @pytest.mark.parametrize(("size", "strides"), SHAPES.values(), ids=SHAPES)
+    def test_the_decoder_begins_with_the_answer_of_the_head(
+        self, size: tuple[int, ...], strides: list[Any]
+    ) -> None:
+        network = ConDSegNet(make_unet(strides, len(size)), CLASSES, size)
+        x = torch.randn(1, 1, *size)
+        head = network(x, answer="head")
+        for logits in (network(x), network(x, answer="decoupled").logits):
+            torch.testing.assert_close(logits, head, atol=1e-6, rtol=0)
+        assert head.std() > 1e-3
+
+    def test_what_the_decoder_learns_is_added(self) -> None:
+        network, x = make_net(), torch.randn(1, 1, 32, 48)
+        _wake(network)
+        decoded = network.decoder["seg_layers"](network.encoder(x))
+        torch.testing.assert_close(network(x) - network(x, answer="head"), decoded)
+        assert decoded.std() > 1e-3
+
+    def test_the_decoder_alone_begins_anew(self) -> None:
+        network, x = make_net(decoder="alone", head=False), torch.randn(1, 1, 32, 48)
+        assert network(x).std() > 1e-3
+        assert not [name for name in called(network, x) if name.startswith("head")]
+
+    def test_the_head_can_do_without_decoder(self) -> None:
+        network, x = make_net(decoder="head"), torch.randn(1, 1, 32, 48)
+        assert torch.equal(network(x), network(x, answer="head"))
+        assert not list(network.decoder.parameters())
 
     def test_strict_round_trip_of_the_weights(self) -> None:
         first, second = make_net().eval(), make_net().eval()
@@ -163,18 +228,18 @@ class TestAnswers:
         unet = make_unet([1, 2, 2, 2])
         x = torch.randn(1, 1, 32, 48)
         expected = unet(x)
-        assert torch.equal(EncoderFirstUNet(unet)(x), expected)
+        network = ConDSegNet(unet, CLASSES, (32, 48), "plan", head=False)
+        assert torch.equal(network(x), expected)
+        assert network.state_dict().keys() == unet.state_dict().keys()
 
-    def test_full_resolution_features_can_be_left_out(self) -> None:
-        x = torch.randn(1, 1, 32, 48)
-        names = called(make_net(full_resolution_skip=False), x)
-        assert "decoder.seg_layers.skip" in called(make_net(), x)
-        assert "decoder.seg_layers.skip" not in names
+    def test_maps_may_tell_classes_apart(self) -> None:
+        network = make_net(foreground_maps=5)
+        assert network(torch.randn(1, 1, 32, 48), answer="decoupled").maps.shape == (1, 7, 16, 24)
 
-    @pytest.mark.parametrize("answer", ["features", "decoupled"])
+    @pytest.mark.parametrize("answer", ["head", "decoupled"])
     def test_what_training_asks_for_compiles_without_graph_breaks(self, answer: Any) -> None:
         torch._dynamo.reset()
-        network = make_net(attention_budget=20_000)
+        network = make_net(attention_budget=8_000)
         compiled = torch.compile(network, backend="eager", fullgraph=True)
         x = torch.randn(1, 1, 32, 48)
         torch.testing.assert_close(compiled(x, answer=answer), network(x, answer=answer))
@@ -198,37 +263,40 @@ class TestEncoderHead:
 
     def test_trains_the_whole_encoder(self) -> None:
         network = make_net()
-        head = network.encoder_head(CLASSES)
-        logits = head(network(torch.randn(2, 1, 32, 48), answer="features"), (32, 48))
+        logits = network(torch.randn(2, 1, 32, 48), answer="head")
         assert logits.shape == (2, CLASSES, 32, 48)
         logits.square().mean().backward()
         assert all(p.grad is not None for p in network.encoder.parameters())
         assert all(p.grad is None for p in network.decoder.parameters())
 
 
+class _TakesAnswer(nn.Module):
+    def __init__(self, decoder: nn.Module) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, features: list[Tensor], _answer: Any) -> Any:
+        return self.decoder(features)
+
+
 class TestMemory:
-    def test_the_estimate_counts_the_outputs_of_convolutions(self) -> None:
+    def test_the_estimate_counts_stock_decoders_as_nnunet_does(self) -> None:
+        """What a stock decoder keeps for its gradient is about twice what nnU-Net counts."""
         size = (32, 48)
-        network = make_net(size, attention_budget=10**9)
-        estimate = network.compute_conv_feature_map_size(size)
-        expected = int(network.encoder.compute_conv_feature_map_size(size))
-
-        def count(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            nonlocal expected
-            expected += output.numel()
-
-        for module in network.decoder.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                module.register_forward_hook(count)
-        network(torch.randn(1, 1, *size), answer="decoupled")
-        assert estimate == expected
+        unet: Any = make_unet([1, 2, 2, 2])
+        network = ConDSegNet(make_unet([1, 2, 2, 2]), CLASSES, size)
+        decoder = torch.nn.ModuleDict({"stock": _TakesAnswer(unet.decoder)})
+        found = network._map_size(decoder, size, None)
+        counted = unet.decoder.compute_conv_feature_map_size(size)
+        assert 0.7 * counted < found < 1.5 * counted
 
     def test_attention_counts(self) -> None:
         with_attention, without = (
             make_net(attention_budget=n).compute_conv_feature_map_size((32, 48)) for n in (10**9, 0)
         )
-        values = 2 * 324 * (16 * 24 + 8 * 12 + 4 * 6)
-        assert 0.9 * values < with_attention - without < 1.1 * values
+        values = 2 * 81 * (16 * 24 + 8 * 12 + 4 * 6)
+        # kept: the softmax, and the weights of 25 neighbours
+        assert 0.5 * values < with_attention - without < values
 
     def test_counting_leaves_the_network_as_it_was(self) -> None:
         network = make_net()
@@ -261,9 +329,11 @@ class TestBadInput:
         with pytest.raises(UserError, match="at least 4 stages, but the planned network has 3"):
             ConDSegNet(make_unet([1, 2, 2]), CLASSES, (32, 32))
 
-    def test_heads_that_do_not_divide_the_width(self) -> None:
-        with pytest.raises(UserError, match=r"condseg\.heads, got 10 and 4"):
-            make_net(width=10)
+    def test_weights_of_the_first_edition(self) -> None:
+        network = make_net()
+        old = {k: v for k, v in network.state_dict().items() if not k.startswith("head.")}
+        with pytest.raises(UserError, match=r"lacks the light head \(head\.seg_layers\)"):
+            network.load_state_dict(old)
 
     def test_networks_of_other_kinds(self) -> None:
         with pytest.raises(UserError, match="plans ask for Conv2d"):
