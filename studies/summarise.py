@@ -192,7 +192,7 @@ def memory_peaks(record: dict[str, Any]) -> str:
     """Report simulated and allocated memory."""
     header = list(record["peaks"][0])
     rows = [list(row.values()) for row in record["peaks"]]
-    return f"Bytes.\n\n{table(header, rows)}"
+    return f"Bytes, unless said otherwise.\n\n{table(header, rows)}"
 
 
 REPORTS = {
