@@ -26,8 +26,9 @@ from nnunet_ext.benchmark.environment import circumstances
 from nnunet_ext.benchmark.layout import Cell, Layout, State, Status
 from nnunet_ext.benchmark.prepare import Prepared, read_prepared
 from nnunet_ext.benchmark.results import CLEAN, TEST
-from nnunet_ext.evaluation.scoring import read_summary
+from nnunet_ext.evaluation.scoring import SUMMARY, read_summary
 from nnunet_ext.nnunet import commands
+from nnunet_ext.nnunet.datasets import DATASET_JSON
 
 FOLDS_FILE = "predicted_by_folds.json"
 FEW_CASES = 20
@@ -114,7 +115,7 @@ class _Work:
                 self._predict(str(images), name, [self.cell.fold])
                 self._evaluate(str(self.layout.truth), name)
         for folder in self.evaluations.values():
-            if (folder / "summary.json").exists():
+            if (folder / SUMMARY).exists():
                 measure_evaluation(folder, self.layout)
 
     # ------------------------------------------------------------------------------- the commands
@@ -136,7 +137,7 @@ class _Work:
         other = Cell(source, self.cell.configuration, self.cell.seed, self.cell.fold)
         model = self.layout.model(other, self.training.trainer)
         self.fold.mkdir(parents=True, exist_ok=True)
-        for name in ("dataset.json", "dataset_fingerprint.json"):
+        for name in (DATASET_JSON, "dataset_fingerprint.json"):
             shutil.copyfile(model / name, self.model / name)
         shutil.copyfile(self.layout.dataset / f"{self.plans}.json", self.model / "plans.json")
         weights = checkpoint.read(model / self.fold.name / FINAL)
@@ -179,7 +180,7 @@ class _Work:
         predictions = self.evaluations[evaluation]
         if not _is_summary(predictions):
             command = ["nnUNetv2_evaluate_folder", truth, str(predictions), "-djfile"]
-            command += [str(self.layout.dataset / "dataset.json"), "-pfile"]
+            command += [str(self.layout.dataset / DATASET_JSON), "-pfile"]
             command += [str(self.layout.dataset / f"{self.plans}.json")]
             self._call([*command, "-np", str(commands.workers()), "--chill"])
 
@@ -233,7 +234,7 @@ def _predicted_folds(folder: Path) -> list[int] | None:
 
 def _is_summary(folder: Path) -> bool:
     try:
-        read_summary(folder / "summary.json")
+        read_summary(folder / SUMMARY)
     except UserError:
         return False
     return True

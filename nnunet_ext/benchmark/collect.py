@@ -26,8 +26,8 @@ from nnunet_ext.benchmark.results import (
     Results,
 )
 from nnunet_ext.evaluation.metrics import MEASURES
-from nnunet_ext.evaluation.scoring import measure_case, read_summary
-from nnunet_ext.nnunet.datasets import label_names
+from nnunet_ext.evaluation.scoring import SUMMARY, measure_case, read_summary
+from nnunet_ext.nnunet.datasets import DATASET_JSON, label_names
 
 if TYPE_CHECKING:
     from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
@@ -51,7 +51,7 @@ def measure_evaluation(evaluation: Path, layout: Layout) -> "pd.DataFrame":
     Raises:
         UserError: If ``summary.json`` is damaged, or images cannot be read or do not match.
     """
-    summary, target = evaluation / "summary.json", evaluation / METRICS_FILE
+    summary, target = evaluation / SUMMARY, evaluation / METRICS_FILE
     cases = read_summary(summary)
     if target.exists() and target.stat().st_mtime >= summary.stat().st_mtime:
         return _read_metrics(target)
@@ -73,7 +73,7 @@ def _reader(layout: Layout) -> tuple["BaseReaderWriter", int | None, str]:
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     plans = PlansManager(str(layout.dataset / f"{layout.benchmark.plans}.json"))
-    dataset_json = read_json(layout.dataset / "dataset.json")
+    dataset_json = read_json(layout.dataset / DATASET_JSON)
     ignore: int | None = plans.get_label_manager(dataset_json).ignore_label
     return plans.image_reader_writer_class(), ignore, dataset_json["file_ending"]
 
@@ -124,7 +124,7 @@ def collect(layout: Layout, baseline: str | None = None) -> Results:
     baseline = baseline or benchmark.baseline_arm
     _refuse_unknown(baseline, benchmark.arms)
     prepared = read_prepared(layout)
-    dataset_json = read_json(layout.dataset / "dataset.json")
+    dataset_json = read_json(layout.dataset / DATASET_JSON)
     problems: list[str] = []
     parts: dict[str, list[pd.DataFrame]] = {"scores": [], "curves": [], "cells": []}
     commands: dict[str, list[str]] = {}
@@ -213,7 +213,7 @@ def _scores(
         domain=domains,
         seen=domains.isin(trained or ()).map({True: SEEN, False: UNSEEN}).where(known, ""),
         subject=table["case"].map(layout.benchmark.subject_of),
-        summary=str((folder / "summary.json").relative_to(layout.root)),
+        summary=str((folder / SUMMARY).relative_to(layout.root)),
         image=table["case"].map(lambda case: clean.get(case, ""))
         if evaluation == CLEAN
         else f"{source}/" + table["case"] + f"_0000{prepared.file_ending}",

@@ -17,7 +17,7 @@ from nnunet_ext._common.console import some
 from nnunet_ext._common.errors import UserError
 from nnunet_ext._common.files import read_object
 from nnunet_ext._common.processes import for_each
-from nnunet_ext.benchmark.results import ALL_FOLDS, CLEAN, COLUMNS, KEYS, MARGIN, TEST, Results
+from nnunet_ext.benchmark.results import ALL_FOLDS, CLEAN, COLUMNS, MARGIN, TEST, Results, cells_of
 from nnunet_ext.domains.assignment import read_domains, subjects_from_pattern
 from nnunet_ext.evaluation.scoring import PLANS_JSON, SUMMARY, Found, find, read_summary, score_case
 from nnunet_ext.nnunet.datasets import RAW, label_names
@@ -107,48 +107,19 @@ def compare(
     _refuse_differences(evaluations)
     cases = {case for each in evaluations for case in each.found.scored}
     subjects = subjects_from_pattern(subject, sorted(cases)) if subject else {}
-    tasks = {
-        f"{i} {case}": (each.found.truths[case], each.found.predictions[case], each.found.scheme)
-        for i, each in enumerate(evaluations)
-        for case in each.found.scored
-    }
-    measured = for_each(score_case, tasks, processes, "Evaluating")
     first = evaluations[0].found
     keys = {name: key for key, name in label_names(first.dataset_json).items()}
-    domains = read_domains(first.dataset_json)
-    rows = []
-    for i, each in enumerate(evaluations):
-        mine = {case: measured[f"{i} {case}"][0] for case in each.found.scored}
-        if labels is None or each.fold != ALL_FOLDS:
-            _refuse_another_dice(each, mine, keys, same_labels=labels is None)
-        facts = {"arm": each.arm, "seed": each.seed, "fold": each.fold}
-        facts |= {"summary": str(each.folder / SUMMARY)}
-        rows += [
-            facts | row | {"case": case, "label": keys[row["label"]], "image": each.image(case)}
-            for case, found in mine.items()
-            for row in found
-        ]
-    scores = pd.DataFrame(rows)
-    configurations = dict.fromkeys(each.names.get("configuration", "") for each in evaluations)
-    scores = scores.assign(
-        configuration=" and ".join(filter(None, configurations)) or "predictions",
-        evaluation=TEST if evaluations[0].fold == ALL_FOLDS else CLEAN,
-        domain=scores["case"].map(lambda case: domains.get(case, "")),
-        subject=scores["case"].map(lambda case: subjects.get(case, case)),
-        seen="",
-        **{name: scores[name].map(os.path.abspath) for name in ("summary", "truth", "prediction")},
-    )
-    cells = scores[list(KEYS)].drop_duplicates().assign(status="done")
-    unknown = dict.fromkeys(("reason", "memory_kind", "command", "log"), "")
+    measured = _measured(evaluations, keys, processes, same_labels=labels is None)
+    scores = _scores(evaluations, measured, subjects)
     return Results(
         title=evaluations[0].dataset or "Predictions",
         description="",
         baseline=folders[0][0],
         arms={name: _facts(name, evaluations) for name, _ in folders},
         labels={key: name for name, key in keys.items()},
-        scores=scores[list(COLUMNS["scores"])],
+        scores=scores,
         curves=pd.DataFrame(columns=list(COLUMNS["curves"])),
-        cells=cells.assign(**unknown).reindex(columns=list(COLUMNS["cells"])),
+        cells=cells_of(scores),
         environment={
             "date": date.today().isoformat(),
             "versions": {name: version(name) for name in VERSIONS},
@@ -157,6 +128,50 @@ def compare(
         problems=[*_left_out(evaluations)],
         margin=margin,
     )
+
+
+def _measured(
+    evaluations: Sequence[Evaluation], keys: dict[str, str], processes: int, same_labels: bool
+) -> pd.DataFrame:
+    """One row per evaluated case and label; refuses those of which nnU-Net says something else."""
+    tasks = {
+        f"{i} {case}": (each.found.truths[case], each.found.predictions[case], each.found.scheme)
+        for i, each in enumerate(evaluations)
+        for case in each.found.scored
+    }
+    measured = for_each(score_case, tasks, processes, "Evaluating")
+    rows = []
+    for i, each in enumerate(evaluations):
+        mine = {case: measured[f"{i} {case}"][0] for case in each.found.scored}
+        if same_labels or each.fold != ALL_FOLDS:
+            _refuse_another_dice(each, mine, keys, same_labels)
+        facts = {"arm": each.arm, "seed": each.seed, "fold": each.fold}
+        facts |= {"summary": str(each.folder / SUMMARY)}
+        rows += [
+            facts | row | {"case": case, "label": keys[row["label"]], "image": each.image(case)}
+            for case, found in mine.items()
+            for row in found
+        ]
+    return pd.DataFrame(rows)
+
+
+def _scores(
+    evaluations: Sequence[Evaluation], measured: pd.DataFrame, subjects: dict[str, str]
+) -> pd.DataFrame:
+    """What was measured, as the scores of results."""
+    cases = measured["case"]
+    domains = read_domains(evaluations[0].found.dataset_json)
+    configurations = dict.fromkeys(each.names.get("configuration", "") for each in evaluations)
+    paths = ("summary", "truth", "prediction")
+    scores = measured.assign(
+        configuration=" and ".join(filter(None, configurations)) or "predictions",
+        evaluation=TEST if evaluations[0].fold == ALL_FOLDS else CLEAN,
+        domain=cases.map(lambda case: domains.get(case, "")),
+        subject=cases.map(lambda case: subjects.get(case, case)),
+        seen="",
+        **{name: measured[name].map(os.path.abspath) for name in paths},
+    )
+    return scores[list(COLUMNS["scores"])]
 
 
 def _evaluated(folder: Path, labels: Path | None) -> dict[str, Path]:

@@ -36,6 +36,7 @@ from nnunet_ext.domains.splits import (
 )
 from nnunet_ext.nnunet import commands
 from nnunet_ext.nnunet.datasets import (
+    DATASET_JSON,
     PREPROCESSED,
     RAW,
     find_dataset,
@@ -100,7 +101,7 @@ def prepare(layout: Layout, say: Say) -> Prepared:
     """
     benchmark = layout.benchmark
     raw = nnunet_folder(RAW) / find_dataset(benchmark.dataset)
-    dataset_json = read_json(raw / "dataset.json")
+    dataset_json = read_json(raw / DATASET_JSON)
     cases = training_cases(raw)
     noisy: list[str] = []
     folders = {name: nnunet_folder(name) for name in (RAW, PREPROCESSED)}
@@ -108,7 +109,7 @@ def prepare(layout: Layout, say: Say) -> Prepared:
         noisy = _write_noisy_raw(layout, benchmark.label_noise, raw, cases)
         folders = {RAW: layout.noisy_raw, PREPROCESSED: layout.noisy_preprocessed}
     preprocessed = folders[PREPROCESSED] / benchmark.dataset
-    domains = read_domains(dataset_json, str(raw / "dataset.json"))
+    domains = read_domains(dataset_json, str(raw / DATASET_JSON))
     splits = _splits(layout, sorted(cases), domains, say)
     trainings = _trainings(benchmark, splits, domains, say)
     for plans in {benchmark.plans_of(arm): None for arm in benchmark.arms}:
@@ -178,7 +179,7 @@ def _write_noisy_raw(layout: Layout, noise: LabelNoise, raw: Path, cases: Cases)
         case: {"images": list(files["images"]), "label": str(labels / clean[case].name)}
         for case, files in cases.items()
     }
-    write_json(folder / "dataset.json", read_json(raw / "dataset.json") | {"dataset": listed})
+    write_json(folder / DATASET_JSON, read_json(raw / DATASET_JSON) | {"dataset": listed})
     return noisy
 
 
@@ -295,7 +296,7 @@ def _write_preprocessed(
     """Plans with a configuration for each arm and seed, beside links to the images."""
     benchmark = layout.benchmark
     layout.dataset.mkdir(parents=True, exist_ok=True)
-    for name in ("dataset.json", "dataset_fingerprint.json"):
+    for name in (DATASET_JSON, "dataset_fingerprint.json"):
         shutil.copyfile(preprocessed / name, layout.dataset / name)
     plans = PlansFile(preprocessed / f"{plans_name}.json")
     for name in benchmark.configurations:

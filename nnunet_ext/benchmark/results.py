@@ -196,16 +196,20 @@ def _read(folder: Path) -> Results:
     reproduction = {BENCHMARK: benchmark} | record.pop("reproduction", {})
     frames = {name: _read_csv(folder / file, COLUMNS[name]) for name, file in FRAMES.items()}
     if frames["cells"].empty:
-        scored = frames["scores"][list(KEYS)].drop_duplicates()
-        unknown = dict.fromkeys(("reason", "memory_kind", "command", "log"), "")
-        cells = scored.assign(status="done", **unknown).reindex(columns=COLUMNS["cells"])
-        frames["cells"] = cells.reset_index(drop=True)
+        frames["cells"] = cells_of(frames["scores"])
     if not record:
         record = {name: benchmark[name] for name in ("arms", "description") if name in benchmark}
         record = {"title": benchmark["dataset"], "description": "", "labels": {}} | record
         record["baseline"] = benchmark.get("baseline") or next(iter(record["arms"]))
         record["margin"] = benchmark.get("margin", MARGIN)
     return Results(**record, **frames, environment=contents[ENVIRONMENT], reproduction=reproduction)
+
+
+def cells_of(scores: pd.DataFrame) -> pd.DataFrame:
+    """The cells that have scores, of which nothing else is known."""
+    unknown = dict.fromkeys(("reason", "memory_kind", "command", "log"), "")
+    cells = scores[list(KEYS)].drop_duplicates().assign(status="done", **unknown)
+    return cells.reindex(columns=list(COLUMNS["cells"])).reset_index(drop=True)
 
 
 def _read_csv(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nnunet_ext._common.errors import UserError
+from nnunet_ext.cli.options import LabelsOf, Processes, SubjectPattern
 
 if TYPE_CHECKING:
     from nnunet_ext.benchmark.results import Results
@@ -20,20 +21,12 @@ def compare(
         Path | None,
         typer.Option("-l", "--labels", metavar="FOLDER", help="True labels of the predictions."),
     ] = None,
-    dataset: Annotated[
-        str | None,
-        typer.Option(metavar="D", help="Data set or dataset.json; default: beside predictions."),
-    ] = None,
-    subject: Annotated[
-        str | None,
-        typer.Option(metavar="REGEX", help="Its only group names the patient of a case."),
-    ] = None,
+    dataset: LabelsOf = None,
+    subject: SubjectPattern = None,
     margin: Annotated[
         float, typer.Option(min=0, help="Differences in Dice within it do not matter.")
     ] = 0.005,
-    processes: Annotated[
-        int | None, typer.Option(min=1, help="Default: nnU-Net's nnUNet_def_n_proc.")
-    ] = None,
+    processes: Processes = None,
     images: Annotated[
         bool, typer.Option(help="Show cases; leave out for data that must not be spread.")
     ] = True,

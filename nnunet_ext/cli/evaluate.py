@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nnunet_ext.cli.options import LabelsOf, Processes, SubjectPattern
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -29,14 +31,8 @@ def evaluate(
         Path | None,
         typer.Option("-l", "--labels", metavar="FOLDER", help="Default: its labelsUn or labelsTs."),
     ] = None,
-    dataset: Annotated[
-        str | None,
-        typer.Option(metavar="D", help="Data set or dataset.json; default: beside predictions."),
-    ] = None,
-    subject: Annotated[
-        str | None,
-        typer.Option(metavar="REGEX", help="Its only group names the patient of a case."),
-    ] = None,
+    dataset: LabelsOf = None,
+    subject: SubjectPattern = None,
     domain: Annotated[
         str | None,
         typer.Option(metavar="REGEX", help="(?P<domain>...); default: as dataset.json says."),
@@ -44,9 +40,7 @@ def evaluate(
     lesions: Annotated[
         bool, typer.Option("--lesions", help="Count found and false lesions, too.")
     ] = False,
-    processes: Annotated[
-        int | None, typer.Option(min=1, help="Default: nnU-Net's nnUNet_def_n_proc.")
-    ] = None,
+    processes: Processes = None,
     out: Annotated[
         Path | None,
         typer.Option("-o", "--out", metavar="FOLDER", help="Default: PREDICTIONS."),

@@ -9,6 +9,7 @@ from nnunet_ext._common.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from rich.console import Console
 
@@ -68,7 +69,7 @@ def folds(
     subjects = assignment.subjects_from_pattern(subject, cases)
     preprocessed = nnunet_folder(PREPROCESSED) / name
     if check:
-        _check(console, name, subjects)
+        _check(console, name, preprocessed / splits.SPLITS_FILE, subjects)
         return
     source, *_ = store.dataset_json_paths(name)
     domains = assignment.read_domains(read_object(source), str(source))
@@ -106,13 +107,11 @@ def _show(
     print_table(console, heading, rows)
 
 
-def _check(console: "Console", name: str, subjects: "Mapping[str, str]") -> None:
+def _check(console: "Console", name: str, path: "Path", subjects: "Mapping[str, str]") -> None:
     from nnunet_ext._common.console import print_plain, print_table
     from nnunet_ext.domains import splits
     from nnunet_ext.domains.assignment import named_cases
-    from nnunet_ext.nnunet.datasets import PREPROCESSED, nnunet_folder
 
-    path = nnunet_folder(PREPROCESSED) / name / splits.SPLITS_FILE
     if path.exists():
         where, found = str(path), splits.read_splits(path)
     else:

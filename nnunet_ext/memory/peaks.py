@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from nnunet_ext.memory.simulation import IMAGES, PARAMETERS, TEMPORARIES, Follower, Peak, simulated
 from nnunet_ext.memory.steps import CPU, Training, networks_of, random_batch, steps
@@ -35,8 +34,7 @@ def simulate(
     peaks: dict[str, Peak] = {}
     with simulated(on_gpu) as follower, training.trainer_without_data() as trainer:
         if on_gpu and hasattr(trainer, "runs_batches_apart"):
-            modules = trainer.network.modules()
-            trainer.runs_batches_apart = any(isinstance(each, _BatchNorm) for each in modules)
+            trainer.runs_batches_apart = trainer.has_batch_statistics
         follower.watch(p for network in networks_of(trainer) for p in network.parameters())
         if not steps_only:
             peaks |= _step_a(trainer)

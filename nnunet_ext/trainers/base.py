@@ -135,9 +135,9 @@ class ExtensionTrainer(
         self._seed(0)
         with wrapping_with(find_unused_parameters=self.leaves_parameters_unused, **OWN_BUFFERS):
             super().initialize()
-        has_batch_statistics = any(isinstance(m, _BatchNorm) for m in self.network.modules())
+        self.has_batch_statistics = any(isinstance(m, _BatchNorm) for m in self.network.modules())
         # batch normalisation gives each batch statistics of its own; CPUs are slower on large ones
-        self.runs_batches_apart = has_batch_statistics or self.device.type == "cpu"
+        self.runs_batches_apart = self.has_batch_statistics or self.device.type == "cpu"
         if self.is_ddp:
             self._share_auxiliary()
         if self._do_i_compile():

@@ -8,6 +8,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunet_ext.domains import sampling
 from nnunet_ext.domains.assignment import refuse_unfit_for_training
 from nnunet_ext.evaluation import validation
+from nnunet_ext.evaluation.scoring import SUMMARY
 from nnunet_ext.trainers.distributed import gather
 
 
@@ -64,7 +65,7 @@ class DomainTrainer(nnUNetTrainer):
         super().perform_actual_validation(save_probabilities)
         folder = Path(self.output_folder, "validation")
         # some of nnU-Net's trainers, made for measuring speed, do not validate
-        if self.domains and self.local_rank == 0 and (folder / "summary.json").exists():
+        if self.domains and self.local_rank == 0 and (folder / SUMMARY).exists():
             table = validation.summarise(
                 folder,
                 self.dataset_json,
