@@ -112,7 +112,7 @@ class TestInstalled:
         assert found["CateNormTrainer_250epochs"] == "nnunet_ext.trainers.CateNormTrainer_250epochs"
 
     def test_nnunet_finds_our_planner(self, found: dict[str, Any]) -> None:
-        assert found["CateNormPlanner"] == "nnunet_ext.planners.base.CateNormPlanner"
+        assert found["CateNormPlanner"] == "nnunet_ext.planners.method.CateNormPlanner"
 
     def test_spawned_worker_finds_our_trainer(self, found: dict[str, Any]) -> None:
         assert found["CateNormTrainer_5epochs"] == "nnunet_ext.trainers.CateNormTrainer_5epochs"
