@@ -377,6 +377,11 @@ def _properties(task: Task, seg: NDArray[np.int16]) -> dict[str, Any]:
     }
 
 
+def running_statistics(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Means and variances that batch normalisation evaluates with."""
+    return {name: b for name, b in network.named_buffers() if "running_" in name}
+
+
 def same(first: Any, second: Any) -> bool:
     """Whether nested containers of tensors, arrays and values are equal bit by bit."""
     if isinstance(first, torch.Tensor):

@@ -203,10 +203,17 @@ class StyleBank:
     def __len__(self) -> int:
         return sum(map(len, self._styles))
 
-    def clear(self) -> None:
-        """Forget all images."""
-        for styles in self._styles:
-            styles.clear()
+    @property
+    def styles(self) -> list[list[tuple[Tensor, ...]]]:
+        """What is remembered of each domain, oldest first, for a checkpoint."""
+        return [[tuple(part.cpu() for part in style) for style in each] for each in self._styles]
+
+    def remember(
+        self, styles: Sequence[Sequence[tuple[Tensor, ...]]], device: torch.device
+    ) -> None:
+        """Take back what :attr:`styles` gave, on a device."""
+        for known, former in zip(self._styles, styles, strict=False):
+            known.extend(Style(*(part.to(device) for part in style)) for style in former)
 
     def push(self, style: Style, domains: Sequence[int]) -> None:
         """Remember a batch of images, one domain each.

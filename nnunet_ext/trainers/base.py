@@ -25,6 +25,7 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from nnunet_ext._common.attributes import replaced
+from nnunet_ext._common.batch_statistics import running_statistics_kept
 from nnunet_ext._common.errors import NonFiniteLossError
 from nnunet_ext.domains.assignment import read_domains
 from nnunet_ext.nnunet.ddp import OWN_BUFFERS, wrapping_with
@@ -306,15 +307,24 @@ class ExtensionTrainer(
             return torch.autocast(self.device.type, enabled=True)
         return nullcontext()
 
-    def answers(self, network: Callable[..., Any], *inputs: Sequence[Tensor]) -> list[Any]:
-        """Ask a network about several batches of equal size, at once where that is the same.
+    def answers(
+        self, network: Callable[..., Any], *inputs: Sequence[Tensor], counted: int = 0
+    ) -> list[Any]:
+        """Ask the network about several batches of equal size, at once where that is the same.
 
         Args:
-            network: May answer with tensors in nested lists and tuples.
+            network: The trainer's, or what asks it; may answer with nested lists and tuples.
             inputs: Each argument of the network, for every batch.
+            counted: The batch like which images to be predicted look. It alone enters the
+                running statistics of batch normalisation.
         """
         if self.runs_batches_apart:
-            return [network(*batch) for batch in zip(*inputs, strict=True)]
+            answers = []
+            for number, batch in enumerate(zip(*inputs, strict=True)):
+                kept = nullcontext() if number == counted else running_statistics_kept(self.network)
+                with kept:
+                    answers.append(network(*batch))
+            return answers
         together = network(*(torch.cat(list(batches)) for batches in inputs))
         return _split(together, len(inputs[0]))
 

@@ -211,7 +211,7 @@ class MindTheGapTrainer(ExtensionTrainer):
             ask = partial(self.network, return_features=True)
             # no name for both together, or nothing would be freed before the critics' update
             (source, source_features), (logits, features) = self.answers(
-                ask, [data, images], domains
+                ask, [data, images], domains, counted=TARGET
             )
             parts: Losses = {"segmentation": self.loss(source, target)}
             with full_precision(self.device):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nnunet_ext._common.errors import CheckpointError
+from nnunet_ext.augmentation import gin
 from nnunet_ext.augmentation.amplitude_mixup import StyleBank, draw_ratios, low_frequencies, mix
 from nnunet_ext.losses import RestorationLoss, SymmetricKLConsistency
 from nnunet_ext.losses.ram_dsir import over_domains
@@ -32,6 +33,8 @@ RESTORATION = "restoration"
 
 DOMAINS_KEY = "domains"
 """Where our part of a checkpoint lists the domains in the order of the decoder's tables."""
+STYLES_KEY = "styles"
+"""Where it holds the bank, so that a continued training mixes what an uninterrupted one does."""
 
 STYLE_TRANSFORMS = (MultiplicativeBrightnessTransform, ContrastTransform, GammaTransform)
 """nnU-Net's augmentations that change the style of an image rather than its quality."""
@@ -121,10 +124,8 @@ class RAMDSIRTrainer(ExtensionTrainer):
         return transforms
 
     def on_train_epoch_start(self) -> None:
-        """Begin with an empty bank and counts of zero."""
+        """Begin with counts of zero, and draw from the epoch's own seed."""
         super().on_train_epoch_start()
-        # what an epoch draws depends on its number alone, so that a continued training repeats it
-        self._bank.clear()
         if self.training_settings.seed is not None:
             self._generator.manual_seed(torch.initial_seed())
         self._mixed_images, self._images = 0, 0
@@ -137,8 +138,8 @@ class RAMDSIRTrainer(ExtensionTrainer):
         settings = self.settings.of(RAMDSIRSettings)
         names = self.domain_names
         domains = [names.index(self.domains[key]) for key in keys]
-        views = {ORIGINAL: data}
-        if settings.ram:
+        views = {ORIGINAL: data} if settings.original else {}
+        if settings.view != "none":
             views[MIXED] = self._mix(data, domains)
         outputs = self.answers(self.network, list(views.values()))
         features: list[Tensor] = []
@@ -162,17 +163,27 @@ class RAMDSIRTrainer(ExtensionTrainer):
         return losses
 
     def _mix(self, data: Tensor, domains: list[int]) -> Tensor:
-        """Give images (B, C, *S) styles of other domains, as far as the bank knows any."""
-        settings = self.settings.of(RAMDSIRSettings)
+        """Give images (B, C, *S) other styles, and leave alone what a cascade puts behind them."""
+        kinds = self.settings.of(RAMDSIRSettings).view.split("+")
         images, others = data.tensor_split([self.image_channels], dim=1)
+        mixed = images
+        if "ram" in kinds:
+            mixed = self._with_styles_of_others(mixed, domains)
+        if "gin" in kinds:
+            depth = self.training_settings.gin_depth
+            mixed = gin(mixed, self._generator, depth=depth, in_plane=self.has_thick_slices)
+        return torch.cat([self.with_background_of(images, mixed), others], 1)
+
+    def _with_styles_of_others(self, images: Tensor, domains: list[int]) -> Tensor:
+        """Mix images (B, C, *S) with styles of other domains, as far as the bank knows any."""
+        settings = self.settings.of(RAMDSIRSettings)
         frequencies = low_frequencies(images, settings.band, slicewise=self.has_thick_slices)
         partners, found = self._bank.draw(frequencies.style, domains, self._generator)
-        ratios = draw_ratios(len(data), self._generator, settings.max_ratio) * found
-        mixed = mix(images, frequencies, partners, ratios, slicewise=self.has_thick_slices)
+        ratios = draw_ratios(len(images), self._generator, settings.max_ratio) * found
         self._bank.push(frequencies.style, domains)
         self._mixed_images += int((ratios > 0).sum())
         self._images += len(ratios)
-        return torch.cat([self.with_background_of(images, mixed), others], 1)
+        return mix(images, frequencies, partners, ratios, slicewise=self.has_thick_slices)
 
     def _valid(self, target: Any) -> Tensor | None:
         """Voxels (B, *S) outside the ignore label at full resolution, None without one."""
@@ -195,7 +206,7 @@ class RAMDSIRTrainer(ExtensionTrainer):
         """Record the share of mixed images and the restoration error of each domain."""
         super().on_train_epoch_end(train_outputs)
         counts = gather((self._mixed_images, self._images, self._errors.cpu()))
-        if self.settings.of(RAMDSIRSettings).ram:
+        if "ram" in self.settings.of(RAMDSIRSettings).view:
             mixed, images = (sum(rank[i] for rank in counts) for i in (0, 1))
             self.record("mixed_share", mixed / max(images, 1))
         if self.settings.of(RAMDSIRSettings).restoration:
@@ -216,5 +227,10 @@ class RAMDSIRTrainer(ExtensionTrainer):
                 "afresh."
             )
 
+    def _continue_from(self, state: dict[str, Any]) -> None:
+        super()._continue_from(state)
+        self._bank.remember(state.get(STYLES_KEY, []), self.device)
+
     def _extension_state(self) -> dict[str, Any]:
-        return super()._extension_state() | {DOMAINS_KEY: self.domain_names}
+        ours = {DOMAINS_KEY: self.domain_names, STYLES_KEY: self._bank.styles}
+        return super()._extension_state() | ours

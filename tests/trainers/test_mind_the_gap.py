@@ -1,5 +1,6 @@
 """The recipe of Mind the Gap: which images it sees, and who learns from what."""
 
+import copy
 import pickle
 import shutil
 import time
@@ -100,6 +101,23 @@ def test_each_step_sees_a_batch_of_each_domain(
         "feature_critic",
         "output_critic",
     ]
+
+
+def test_running_statistics_are_those_of_target_images(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make(make_world(dim=2, norm="batch"))
+    alone = copy.deepcopy(trainer.network)
+    calls = record_calls(trainer, monkeypatch)
+    batch = next(trainer.dataloader_train)
+    for _ in range(3):
+        next(trainer.compute_losses(batch["data"], batch["target"], batch["keys"]))
+    for images, domain in calls:
+        if (domain == TARGET).all():
+            alone(images, domain)
+    expected = tiny.running_statistics(alone)
+    assert expected
+    assert tiny.same(tiny.running_statistics(trainer.network), expected)
 
 
 def test_labelled_images_are_read_in_target_looks(make_world: MakeWorld) -> None:

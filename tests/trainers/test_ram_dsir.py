@@ -1,5 +1,6 @@
 """RAM-DSIR's recipe; numbers in brackets are the checks of the method's specification."""
 
+import copy
 import pickle
 from collections.abc import Callable
 from functools import partial
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
 from nnunet_ext._common.errors import CheckpointError, SettingsError, UserError
-from nnunet_ext.augmentation import amplitude_mixup
+from nnunet_ext.augmentation import amplitude_mixup, gin
 from nnunet_ext.augmentation.amplitude_mixup import StyleBank, low_frequencies
 from nnunet_ext.losses import RestorationLoss, SymmetricKLConsistency
 from nnunet_ext.networks import RestorationDecoder
@@ -53,7 +54,7 @@ def _no_progress_plot(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def ready(world: tiny.World, trainer: Any = "RAMDSIRTrainer", **settings: Any) -> Any:
-    return tiny.ready(world.trainer(trainer, {"ram_dsir": settings}))
+    return tiny.ready(world.trainer(trainer, {"ram_dsir": {"restoration": True} | settings}))
 
 
 def losses_of(trainer: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -85,7 +86,7 @@ class TestAgainstStock:
 
     def test_everything_off_trains_as_stock_nnunet(self, make_world: MakeWorld) -> None:
         world = make_world(dim=2)
-        off = {"ram": False, "consistency": False, "restoration": False}
+        off = {"view": "none", "consistency": False}
         results = []
         for trainer in (world.trainer(), world.trainer("RAMDSIRTrainer", {"ram_dsir": off})):
             tiny.ready(trainer).train_step(tiny.batch_for(trainer, world.task))
@@ -107,7 +108,8 @@ class TestAgainstStock:
         assert type(trainer.network) is type(plain)
 
     def test_what_restores_is_saved_apart_from_the_network(self, make_world: MakeWorld) -> None:
-        trainer = make_world(dim=2).trainer("RAMDSIRTrainer")  # [12]
+        settings = {"ram_dsir": {"restoration": True}}
+        trainer = make_world(dim=2).trainer("RAMDSIRTrainer", settings)  # [12]
         trainer.run_training()
         saved = contract.load(Path(trainer.output_folder, "checkpoint_final.pth"))
         assert not any("restoration" in name for name in saved["network_weights"])
@@ -132,6 +134,33 @@ class TestViews:
                 [*scales, features], [*other_scales, other_features], strict=True
             ):
                 torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+    def test_running_statistics_are_those_of_the_images_as_they_are(
+        self, make_world: MakeWorld
+    ) -> None:
+        world = make_world(dim=2, norm="batch")
+        trainer = ready(world, view="ram+gin")
+        alone = copy.deepcopy(trainer.network)
+        batch = tiny.batch_for(trainer, world.task)
+        for _ in range(3):
+            losses_of(trainer, batch)
+            alone(batch["data"])
+        expected = tiny.running_statistics(alone)
+        assert expected
+        assert tiny.same(tiny.running_statistics(trainer.network), expected)
+
+    def test_a_view_alone_is_augmentation(self, make_world: MakeWorld) -> None:
+        world = make_world(dim=2, norm="batch")
+        trainer = ready(world, view="gin", original=False, consistency=False, restoration=False)
+        batch = tiny.batch_for(trainer, world.task)
+        state = trainer._generator.get_state()
+        expected = gin(batch["data"], trainer._generator)
+        trainer._generator.set_state(state)
+        seen = []
+        trainer.network.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+        assert losses_of(trainer, batch).keys() == {"mixed"}
+        assert len(seen) == 1
+        assert torch.equal(seen[0], expected)
 
     def test_losses_are_those_of_the_parts_by_hand(self, make_world: MakeWorld) -> None:
         world = make_world(dim=2, ignore=True)
@@ -185,9 +214,22 @@ class TestViews:
             ({"consistency": False, "restoration": False}, {"original", "mixed"}),
             ({"restoration": False}, {"original", "mixed", "consistency"}),
             ({"consistency": False}, {"original", "mixed", "restoration"}),
-            ({"ram": False, "consistency": False}, {"original", "restoration"}),
+            ({"view": "none", "consistency": False}, {"original", "restoration"}),
+            ({"view": "gin", "restoration": False}, {"original", "mixed", "consistency"}),
+            (
+                {"view": "ram+gin", "original": False, "consistency": False},
+                {"mixed", "restoration"},
+            ),
         ],
-        ids=["full", "RAM", "RAM and consistency", "RAM and restoration", "restoration"],
+        ids=[
+            "full",
+            "RAM",
+            "RAM and consistency",
+            "RAM and restoration",
+            "restoration",
+            "GIN",
+            "one view",
+        ],
     )
     @pytest.mark.parametrize("norm", ["instance", "batch"])
     def test_each_part_can_be_switched_off(
@@ -348,8 +390,8 @@ class TestLearning:
         ("settings", "factor"),
         [
             ({}, 1.0),
-            ({"optimizer": "adam"}, 0.5),
-            ({"optimizer": "adam", "ram_dsir": {"restoration": False}}, 1.0),
+            ({"optimizer": "adam", "ram_dsir": {"restoration": True}}, 0.5),
+            ({"optimizer": "adam"}, 1.0),
             ({"ram_dsir": {"encoder_lr_factor": 0.25}}, 0.25),
         ],
     )
@@ -375,7 +417,7 @@ class TestLearning:
         self, make_world: MakeWorld
     ) -> None:
         world = make_world(dim=2)
-        settings = {"optimizer": "adam", "save_every": 1}
+        settings = {"optimizer": "adam", "save_every": 1, "ram_dsir": {"restoration": True}}
         trainer = world.trainer("RAMDSIRTrainer", settings)
         trainer.run_training()
         other = world.trainer("RAMDSIRTrainer", settings, continue_training=True)
@@ -401,7 +443,7 @@ class TestLearning:
         expected = losses_of(trainer, batch)
         trainer.network = torch.compile(trainer.network, backend="eager", fullgraph=True)
         trainer.auxiliary["restoration"].compile(backend="eager", fullgraph=True)
-        trainer.on_train_epoch_start()  # empties the bank again
+        trainer._bank = StyleBank(2)  # as before
         compiled = losses_of(trainer, batch)
         assert expected.keys() == compiled.keys()
         for name, loss in compiled.items():
@@ -411,15 +453,26 @@ class TestLearning:
 
 class TestLog:
     def test_every_epoch_tells_what_was_mixed_and_restored(self, make_world: MakeWorld) -> None:
-        trainer = make_world(dim=2).trainer("RAMDSIRTrainer", {"num_iterations_per_epoch": 6})
+        settings = {"num_iterations_per_epoch": 6, "ram_dsir": {"restoration": True}}
+        trainer = make_world(dim=2).trainer("RAMDSIRTrainer", settings)
         trainer.run_training()
         for row in trainer.history.rows:
-            assert 0 < row["mixed_share"] < 1  # the first batch of an epoch finds no partner
+            assert 0 < row["mixed_share"] < 1
             assert 0 < row["restoration_here"] < 4
             assert 0 < row["restoration_there"] < 4
 
 
 class TestCheckpoint:
+    def test_styles_outlive_epochs_and_continuations(self, make_world: MakeWorld) -> None:
+        world = make_world(dim=2)
+        trainer = world.trainer("RAMDSIRTrainer", {"save_every": 1})
+        trainer.run_training()
+        images = trainer.num_epochs * trainer.num_iterations_per_epoch * trainer.batch_size
+        assert len(trainer._bank) == images
+        other = world.trainer("RAMDSIRTrainer", {"save_every": 1}, continue_training=True)
+        other.load_checkpoint(str(Path(trainer.output_folder, "checkpoint_final.pth")))
+        assert tiny.same(other._bank.styles, trainer._bank.styles)
+
     def test_other_domains_are_refused(self, make_world: MakeWorld) -> None:
         world = make_world(dim=2)
         trainer = ready(world)
@@ -427,7 +480,7 @@ class TestCheckpoint:
         trainer.on_train_epoch_end([trainer.train_step(tiny.batch_for(trainer, world.task))])
         trainer.logger.log("ema_fg_dice", 0.5, 0)
         trainer.save_checkpoint(str(path))
-        other = world.trainer("RAMDSIRTrainer")
+        other = world.trainer("RAMDSIRTrainer", {"ram_dsir": {"restoration": True}})
         other.domains = {case: f"site {case}" for case in tiny.CASES}
         with pytest.raises(CheckpointError, match="trained with the domains here, there, but"):
             other.load_checkpoint(str(path))
@@ -463,11 +516,17 @@ class TestCombination:
     ("settings", "message"),
     [
         ({"band": 0.6}, '"band" is 0.6'),
-        ({"ramm": True}, 'unknown setting "ramm". Did you mean ram'),
+        ({"veiw": "ram"}, 'unknown setting "veiw". Did you mean view'),
         ({"max_ratio": 1.5}, '"max_ratio" is 1.5'),
         ({"intensity_range": 0}, '"intensity_range" is 0'),
         ({"encoder_lr_factor": 2.0}, '"encoder_lr_factor" is 2.0'),
-        ({"ram": False}, '"consistency" compares the views that "ram" makes'),
+        ({"view": "none"}, '"consistency" compares the "original" with a "view" of it'),
+        ({"original": False}, '"consistency" compares the "original" with a "view" of it'),
+        (
+            {"view": "none", "original": False, "consistency": False},
+            'without "view" and "original" nothing is left to train with',
+        ),
+        ({"ram": False}, '"ram" is no longer a setting'),
     ],
 )
 def test_settings_out_of_range_are_refused(
