@@ -23,7 +23,7 @@ def norms(x: Tensor) -> Tensor:
     return x.double().flatten(2).norm(dim=2)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     batch=st.integers(1, 3),
     channels=st.integers(1, 3),

@@ -243,14 +243,14 @@ SHAPES = array_shapes(min_dims=2, max_dims=3, max_side=6)
 SPACINGS = st.tuples(*[st.floats(0.1, 10)] * 3)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(arrays(np.uint8, SHAPES, elements=st.integers(0, 1)), SPACINGS)
 def test_the_truth_itself_is_a_perfect_prediction(labels: Labels, spacing: list[float]) -> None:
     result = measure(labels, labels, spacing[: labels.ndim], [1])[1]
     assert result.empty == "both" or numbers(result) == [1, 1, 0, 0]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(arrays(np.uint8, (2, 4, 5, 3), elements=st.integers(0, 1)), SPACINGS)
 def test_metrics_do_not_change_when_truth_and_prediction_swap(
     pair: Labels, spacing: tuple[float, ...]

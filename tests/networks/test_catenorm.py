@@ -111,7 +111,7 @@ class TestLayer:
         dim=st.sampled_from(DIMS),
         reduction=st.integers(1, 50),
     )
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     def test_parameter_count_follows_the_formula(
         self, channels: int, classes: int, dim: int, reduction: int
     ) -> None:

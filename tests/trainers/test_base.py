@@ -686,7 +686,7 @@ def test_an_intact_checkpoint_is_read(tmp_path: Path, intact: bytes) -> None:
 
 
 @given(st.data())
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_checkpoint_cut_off_anywhere_gets_a_clear_message(
     tmp_path: Path, intact: bytes, data: st.DataObject
 ) -> None:
@@ -696,7 +696,7 @@ def test_a_checkpoint_cut_off_anywhere_gets_a_clear_message(
 
 
 @given(st.binary() | st.binary().map(lambda end: b"\x80\x02" + end))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_file_of_anything_gets_a_clear_message(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(CheckpointError, match=r"checkpoint_latest\.pth"):
         read(tmp_path, content)

@@ -112,7 +112,7 @@ def reference(
     losses_and_masks(), fractions, top_fractions, st.sampled_from([0.0, 0.03, 0.1, 0.3]),
     st.sampled_from(SCOPES),
 )  # fmt: skip
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_gate_and_hard_form_equal_the_formulas(
     drawn: tuple[Tensor, Tensor, Tensor],
     sigma: float,
@@ -240,7 +240,6 @@ def test_the_saturated_loss_starts_at_0_and_stays_close_to_the_minimum() -> None
 
 
 @given(losses_and_masks(5), fractions)
-@settings(deadline=None)
 def test_value_and_gradient_of_the_integral_form_agree_at_fixed_thresholds(  # [7]
     drawn: tuple[Tensor, Tensor, Tensor], sigma: float
 ) -> None:
@@ -281,7 +280,6 @@ def test_the_integral_form_over_images_is_a_smooth_average_top_k() -> None:
 
 
 @given(losses_and_masks(2), fractions)
-@settings(deadline=None)
 def test_sums_of_the_lowest_and_highest_follow_from_one_threshold(  # [8]
     drawn: tuple[Tensor, Tensor, Tensor], sigma: float
 ) -> None:
@@ -307,7 +305,6 @@ any_loss = st.builds(
 
 
 @given(losses_and_masks(), any_loss)
-@settings(deadline=None)
 def test_gradients_are_a_weighting(  # [6]
     drawn: tuple[Tensor, Tensor, Tensor], loss: TopKSigmaLoss
 ) -> None:
@@ -321,7 +318,6 @@ def test_gradients_are_a_weighting(  # [6]
 
 
 @given(losses_and_masks(), any_loss, st.randoms())
-@settings(deadline=None)
 def test_the_order_of_voxels_and_images_does_not_matter(  # [9]
     drawn: tuple[Tensor, Tensor, Tensor], loss: TopKSigmaLoss, random: Any
 ) -> None:
@@ -331,7 +327,6 @@ def test_the_order_of_voxels_and_images_does_not_matter(  # [9]
 
 
 @given(losses_and_masks(), any_loss)
-@settings(deadline=None)
 def test_the_loss_scales_with_the_losses(  # [9]
     drawn: tuple[Tensor, Tensor, Tensor], loss: TopKSigmaLoss
 ) -> None:
@@ -341,7 +336,6 @@ def test_the_loss_scales_with_the_losses(  # [9]
 
 
 @given(losses_and_masks(), st.lists(fractions, min_size=2), st.lists(top_fractions, min_size=2))
-@settings(deadline=None)
 def test_leaving_out_more_voxels_lowers_and_more_images_raises_the_hard_form(  # [11]
     drawn: tuple[Tensor, Tensor, Tensor], sigmas: list[float], top_fractions: list[float]
 ) -> None:
@@ -355,7 +349,6 @@ def test_leaving_out_more_voxels_lowers_and_more_images_raises_the_hard_form(  #
 
 
 @given(losses_and_masks(), any_loss)
-@settings(deadline=None)
 def test_what_is_not_valid_changes_nothing(  # [12]
     drawn: tuple[Tensor, Tensor, Tensor], loss: TopKSigmaLoss
 ) -> None:

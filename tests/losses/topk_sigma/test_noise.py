@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -105,7 +105,6 @@ def test_a_network_that_ignores_wrong_labels_needs_no_more_than_their_share() ->
     assert found(*simulate(0.4, calibrated=False)).sigma <= 1.25 * wrong
 
 
-@settings(deadline=None)
 @given(parts=st.integers(1, 7))
 def test_it_does_not_matter_who_counts_which_images(parts: int) -> None:
     data = simulate(0.4)
@@ -171,7 +170,6 @@ def test_extreme_scores_and_losses_are_counted_at_the_ends() -> None:
     assert counts.losses[0] == counts.losses[-1] == 1
 
 
-@settings(deadline=None)
 @given(st.floats(-15, 15))
 def test_log_odds_of_two_classes_are_the_difference_of_their_logits(difference: float) -> None:
     logits = torch.tensor([[[difference], [0.0]]])
