@@ -159,8 +159,7 @@ TRAINERS = {
         Trainer(
             name="TopKSigmaTrainer",
             module="nnunet_ext.trainers.topk_sigma",
-            purpose="labels are systematically wrong in some cases (topk_sigma.sigma=auto), "
-            "or a minority of images is hard",
+            purpose="labels are systematically wrong in some cases, which it lists",
             cost="about stock time per step",
             paper="Top-k / bottom-all-but-sigma loss, Diagnostics 15, 2025",
             link="https://doi.org/10.3390/diagnostics15172189",

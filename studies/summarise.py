@@ -26,8 +26,7 @@ INTRODUCTION = """# Records
 Written by `studies/summarise.py` from the records in this folder; do not edit. The folders hold
 [experiments](../../docs/experiments.md). Ratios of costs are medians of step-by-step ratios to the
 first arm, measured in turns in one run. Memory on a CPU is the resident set of the process and
-varies by about a tenth from run to run. Of the estimators of wrong labels, "anchors" is that of
-`sigma: "auto"`.
+varies by about a tenth from run to run.
 """
 
 
@@ -201,7 +200,6 @@ REPORTS = {
     "arms": step_cost,
     "comparisons": lambda record: "Tables are in [docs](../../docs/statistics.md).",
     "losses": named_rows,
-    "estimators": named_rows,
     "images": named_rows,
     "models": named_rows,
     "recovered": named_rows,

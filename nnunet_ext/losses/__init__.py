@@ -5,11 +5,11 @@ from nnunet_ext.losses.mind_the_gap import alignment_losses, critic_loss, transl
 from nnunet_ext.losses.ram_dsir import RestorationLoss, SymmetricKLConsistency
 from nnunet_ext.losses.topk_sigma.compound import TopKSigmaCompoundLoss
 from nnunet_ext.losses.topk_sigma.envelope import TopKSigmaLoss
-from nnunet_ext.losses.topk_sigma.noise import NoiseEstimator
+from nnunet_ext.losses.topk_sigma.noise import CaseRecord
 
 __all__ = [
+    "CaseRecord",
     "ConsistencyReinforcementLoss",
-    "NoiseEstimator",
     "RestorationLoss",
     "SemanticDecouplingLoss",
     "SymmetricKLConsistency",

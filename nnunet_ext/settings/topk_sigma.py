@@ -14,14 +14,17 @@ SMALL_BATCH = 4
 
 @dataclass(frozen=True, config=STRICT)
 class TopKSigmaSettings:
-    """Settings of the loss. The paper's values are unknown; these defaults are ours."""
+    """Settings of the loss. The paper's values are unknown; these defaults are ours.
+
+    Our reconstruction of the paper is ``sigma=0.02``.
+    """
 
     retired: ClassVar[Mapping[str, Any]] = {"tau": 0.1}
 
     sigma: Annotated[
         Annotated[float, Field(ge=0, lt=1)] | Literal["auto"],
-        Field(description='share of voxels left out, or "auto": what validation patches tell'),
-    ] = 0.02
+        Field(description='share of voxels left out, or "auto": what contradicts suspected labels'),
+    ] = "auto"
     top_fraction: Annotated[
         float | None,
         Field(

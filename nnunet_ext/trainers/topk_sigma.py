@@ -4,31 +4,37 @@ Paper: Diagnostics 2025, 15(17), 2189; see :mod:`nnunet_ext.losses.topk_sigma.en
 certain.
 """
 
+from collections import Counter
 from math import ceil
-from statistics import median
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
-from nnunet_ext.losses import NoiseEstimator, TopKSigmaCompoundLoss, TopKSigmaLoss
-from nnunet_ext.losses.topk_sigma.noise import estimate_noise, join
+from nnunet_ext._common.files import replacing
+from nnunet_ext.losses import TopKSigmaCompoundLoss, TopKSigmaLoss
+from nnunet_ext.losses.topk_sigma.noise import CaseRecord, Seen, Suspect
 from nnunet_ext.settings.topk_sigma import SMALL_BATCH, TopKSigmaSettings
 from nnunet_ext.trainers.base import ExtensionTrainer
 from nnunet_ext.trainers.catenorm import CateNormTrainer
 from nnunet_ext.trainers.distributed import gather
 from nnunet_ext.trainers.phases import Phase
 
-TRIMS_TOO_MUCH = 0.5
+MUCH = 0.5
+"""Share of a class that is much to leave out."""
 RAMP = "ramp"
 FULL_STRENGTH = "full strength"
 """Phases after the warm-up."""
 AUTO = "auto"
-ESTIMATE = "estimated_sigma"
-RECENT_EPOCHS = 5
-"""The estimates of so many epochs decide together, because those of few patches vary."""
+PERSISTS = 3
+"""In so many epochs in a row much must be left out of a class to be warned of."""
+CONTRADICTED_KEY = "contradicted"
+"""Where our part of a checkpoint holds the cases' records."""
+SUSPECTS = "suspects.csv"
 
 
 class TopKSigmaMixin(ExtensionTrainer):
@@ -36,13 +42,20 @@ class TopKSigmaMixin(ExtensionTrainer):
 
     Stands before the recipe: ``class Both(TopKSigmaMixin, CateNormTrainer)``. Training starts
     with nnU-Net's own loss, because before anything is learned the highest losses are those of
-    rare classes; validation always reports it.
+    rare classes; validation always reports it. With ``sigma="auto"``, cases are suspected whose
+    labels a confident network contradicts more than those of others, and ``suspects.csv`` beside
+    the log names them; see :mod:`nnunet_ext.losses.topk_sigma.noise`.
     """
 
     settings_key: ClassVar[str] = "topk_sigma"
     settings_class: ClassVar[type | None] = TopKSigmaSettings
 
     loss: TopKSigmaCompoundLoss
+
+    def initialize(self) -> None:
+        """Begin to count epochs in which much is left out of a class."""
+        self._epochs_of_much: Counter[str] = Counter()
+        super().initialize()
 
     def phases(self) -> list[Phase]:
         """nnU-Net's own loss first, then more and more of the envelope."""
@@ -52,12 +65,9 @@ class TopKSigmaMixin(ExtensionTrainer):
 
     @property
     def target_sigma(self) -> float:
-        """Sigma at full strength; for "auto" the median estimate of the recent epochs."""
+        """Sigma at full strength; "auto" takes no share from images that nothing speaks against."""
         sigma = self.settings.of(TopKSigmaSettings).sigma
-        if not isinstance(sigma, str):
-            return sigma
-        recent = [row[ESTIMATE] for row in self.history.rows[-RECENT_EPOCHS:]]
-        return median(recent) if len(recent) == RECENT_EPOCHS else 0.0
+        return 0.0 if isinstance(sigma, str) else sigma
 
     @property
     def target_top_fraction(self) -> float:
@@ -84,14 +94,6 @@ class TopKSigmaMixin(ExtensionTrainer):
             names.sort(key=lambda name: int(np.ravel(labels[name])[0]))  # 1 or [1]
         return ["background", *names]
 
-    @property
-    def _judged_names(self) -> list[str]:
-        """What a voxel is or is not: classes, or regions and then the outside of each."""
-        if not self.label_manager.has_regions:
-            return self.class_names
-        regions = self.class_names[1:]
-        return [*regions, *(f"outside_{name}" for name in regions)]
-
     def _build_loss(self) -> nn.Module:
         settings = self.settings.of(TopKSigmaSettings)
         envelope = TopKSigmaLoss(
@@ -102,9 +104,10 @@ class TopKSigmaMixin(ExtensionTrainer):
         per_rank = None
         if self.is_ddp:
             per_rank = ceil(self.configuration_manager.batch_size / dist.get_world_size())
-        noise = NoiseEstimator(len(self._judged_names)) if settings.sigma == AUTO else None
+        heads = self.label_manager.num_segmentation_heads
+        record = CaseRecord(heads) if settings.sigma == AUTO else None
         return TopKSigmaCompoundLoss(
-            super()._build_loss(), envelope, len(self.class_names), settings.dice, per_rank, noise
+            super()._build_loss(), envelope, len(self.class_names), settings.dice, per_rank, record
         )
 
     def on_train_epoch_start(self) -> None:
@@ -113,10 +116,17 @@ class TopKSigmaMixin(ExtensionTrainer):
         envelope = self.loss.envelope
         envelope.sigma = self.strength * self.target_sigma
         envelope.top_fraction = 1 - self.strength * (1 - self.target_top_fraction)
+        record = self.loss.record
+        self.loss.suspected = record.suspected() if record and self.reached(RAMP) else {}
         self.loss.train()
 
+    def compute_losses(self, data: Tensor, target: Any, keys: list[str]) -> Any:
+        """Tell the loss whose images it is about to see."""
+        self.loss.expect(keys)
+        return super().compute_losses(data, target, keys)
+
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
-        """Record what was left out, and warn if it is a lot."""
+        """Record what was left out, warn if it stays a lot, and list the suspects."""
         super().on_train_epoch_end(train_outputs)
         self.record("sigma", self.loss.envelope.sigma)
         self.record("top_fraction", self.loss.envelope.top_fraction)
@@ -124,27 +134,42 @@ class TopKSigmaMixin(ExtensionTrainer):
         shares = (left_out / batches.clamp_min(1)).tolist()
         for name, share in zip(self.class_names, shares, strict=True):
             self.record(f"trimmed_{name}", share)
-            if share > TRIMS_TOO_MUCH:
+            self._epochs_of_much[name] = self._epochs_of_much[name] + 1 if share > MUCH else 0
+            if self._epochs_of_much[name] == PERSISTS:
                 self.print_to_log_file(
                     f'WARNING: the loss left out {share:.0%} of the voxels labelled "{name}". If '
                     "these labels are not that bad, the network unlearns the class. Lower "
                     'topk_sigma.sigma below its share of a patch, or use topk_sigma.scope "class".'
                 )
+        if self.loss.record is not None:
+            self.loss.record.close_epoch(gather(self.loss.record.pop_seen()))
+            suspects = self.loss.record.suspects()
+            self.record("suspected_cases", len({suspect.case for suspect in suspects}))
+            if self.local_rank == 0:
+                self._write(suspects)
+
+    def _write(self, suspects: list[Suspect]) -> None:
+        names = self.class_names[-self.label_manager.num_segmentation_heads :]
+        table = pd.DataFrame(suspects, columns=Suspect._fields)
+        table["label"] = [names[suspect.label] for suspect in suspects]
+        with replacing(Path(self.output_folder, SUSPECTS)) as path:
+            table.to_csv(path, index=False, float_format="%.3f")
 
     def on_validation_epoch_start(self) -> None:
         """Put the loss into evaluation mode."""
         super().on_validation_epoch_start()
         self.loss.eval()
 
-    def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
-        """Estimate the share of wrong labels from held-out cases."""
-        super().on_validation_epoch_end(val_outputs)
-        if self.loss.noise is None:
-            return
-        found = estimate_noise(join(gather(self.loss.noise.pop_counts())))
-        for name, rate in zip(self._judged_names, found.rates.tolist(), strict=True):
-            self.record(f"mislabelled_{name}", rate)
-        self.record(ESTIMATE, found.sigma)
+    def _continue_from(self, state: dict[str, Any]) -> None:
+        super()._continue_from(state)
+        if self.loss.record is not None and CONTRADICTED_KEY in state:
+            self.loss.record.total = Seen(*state[CONTRADICTED_KEY])
+
+    def _extension_state(self) -> dict[str, Any]:
+        record = self.loss.record
+        return super()._extension_state() | (
+            {CONTRADICTED_KEY: tuple(record.total)} if record else {}
+        )
 
 
 class TopKSigmaTrainer(TopKSigmaMixin, ExtensionTrainer):

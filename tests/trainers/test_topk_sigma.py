@@ -1,9 +1,11 @@
 """The top-k / sigma recipe: when the envelope is in force, what is logged, how it combines."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
+import pandas as pd
 import pytest
 import torch
 from nnunetv2.training.loss.compound_losses import DC_and_topk_loss
@@ -11,7 +13,7 @@ from torch import nn
 
 from nnunet_ext._common.errors import SettingsError, UserError
 from nnunet_ext.losses import TopKSigmaCompoundLoss, TopKSigmaLoss
-from nnunet_ext.losses.topk_sigma.noise import estimate_noise, log_odds
+from nnunet_ext.losses.topk_sigma.noise import Suspect
 from nnunet_ext.settings import read_method_settings
 from nnunet_ext.settings.topk_sigma import TopKSigmaSettings
 from nnunet_ext.trainers import CateNormTopKSigmaTrainer, CateNormTrainer, TopKSigmaTrainer
@@ -155,7 +157,7 @@ class TestDefaults:
     def test_small_batches_of_volumes_keep_all_images(
         self, make_world: MakeWorld, dim: int, batch_size: int, expected: float
     ) -> None:
-        trainer = make_world(dim=dim).trainer("TopKSigmaTrainer")
+        trainer = make_world(dim=dim).trainer("TopKSigmaTrainer", at_once(sigma=0.02))
         trainer.configuration_manager.configuration["batch_size"] = batch_size
         assert trainer.target_top_fraction == expected
 
@@ -221,16 +223,19 @@ class TestLog:
             assert row["top_fraction"] == 0.5
             assert 0.1 < max(row[f"trimmed_{name}"] for name in names) <= 1
 
-    def test_leaving_out_most_of_a_class_is_warned_of(self, make_world: MakeWorld) -> None:
+    def test_leaving_out_most_of_a_class_is_warned_of_once_it_persists(
+        self, make_world: MakeWorld
+    ) -> None:
         world = make_world(dim=2)
         trainer = tiny.ready(world.trainer("TopKSigmaTrainer", at_once(sigma=0.1)))
-        trainer.loss._observed = torch.tensor([[0.1, 0.2, 1.2], [2.0, 2.0, 2.0]])
         outputs = [trainer.train_step(tiny.batch_for(trainer, world.task))]
-        trainer.loss._observed = torch.tensor([[0.1, 0.2, 1.2], [2.0, 2.0, 2.0]])
-        trainer.on_train_epoch_end(outputs)
-        log = log_of(trainer)
-        assert 'WARNING: the loss left out 60% of the voxels labelled "lesion"' in log
-        assert "organ" not in log.partition("WARNING")[2]
+        much, little = ([[0.1, 0.2, of_lesion], [2.0, 2.0, 2.0]] for of_lesion in (1.2, 0.9))
+        for observed, warns in [(much, 0), (little, 0), (much, 0), (much, 0), (much, 1), (much, 1)]:
+            trainer.loss._observed = torch.tensor(observed)
+            trainer.on_train_epoch_end(copy.deepcopy(outputs))
+            warning = 'WARNING: the loss left out 60% of the voxels labelled "lesion"'
+            assert log_of(trainer).count(warning) == warns
+        assert 'labelled "organ"' not in log_of(trainer)
 
     def test_labels_are_named_by_number_however_they_are_listed(
         self, make_world: MakeWorld
@@ -241,78 +246,88 @@ class TestLog:
 
 
 class TestAuto:
-    """Sigma estimated from validation patches."""
+    """Labels that a confident network contradicts in some cases."""
 
-    AUTO: ClassVar[dict[str, Any]] = at_once(sigma="auto", top_fraction=1.0)
+    AUTO: ClassVar[dict[str, Any]] = at_once(sigma="auto")
 
-    def test_without_estimates_nothing_is_left_out(self, make_world: MakeWorld) -> None:
-        trainer = tiny.ready(make_world(dim=2).trainer("TopKSigmaTrainer", self.AUTO))
+    def test_it_is_the_default(self, make_world: MakeWorld) -> None:
+        trainer = tiny.ready(make_world(dim=2).trainer("TopKSigmaTrainer"))
+        assert trainer.loss.record is not None
         assert trainer.target_sigma == 0
         assert not trainer.loss.envelope.is_active
 
-    def test_the_median_estimate_of_the_last_five_epochs_counts(
-        self, make_world: MakeWorld
-    ) -> None:
-        trainer = tiny.ready(make_world(dim=2).trainer("TopKSigmaTrainer", self.AUTO))
-        in_force = []
-        for epoch, sigma in enumerate([0.9, 0.0, 0.03, 0.05, 0.04, 0.0, 0.0, 0.0]):
-            trainer.history.add(epoch, {"estimated_sigma": sigma})
-            trainer.on_train_epoch_start()
-            in_force.append(trainer.loss.envelope.sigma)
-        assert in_force == [0, 0, 0, 0, 0.04, 0.03, 0.03, 0]
-
-    @pytest.mark.parametrize(
-        ("task", "names"),
-        [
-            ({"ignore": True}, ["background", "organ", "lesion"]),
-            ({"regions": True, "ignore": True}, ["whole", "core", "outside_whole", "outside_core"]),
-        ],
-        ids=["classes", "regions"],
-    )
-    def test_every_epoch_tells_what_it_found_of_each_class(
-        self, make_world: MakeWorld, task: dict[str, Any], names: list[str]
-    ) -> None:
-        trainer = make_world(dim=2, **task).trainer("TopKSigmaTrainer", self.AUTO)
-        trainer.run_training()
-        for row in trainer.history.rows:
-            rates = {name: value for name, value in row.items() if name.startswith("mislabelled")}
-            assert list(rates) == [f"mislabelled_{name}" for name in names]
-            assert all(0 <= rate <= 1 for rate in rates.values())
-            assert 0 <= row["estimated_sigma"] < 1
-
     @pytest.mark.parametrize("task", TASKS, ids=str)
-    @pytest.mark.parametrize("missing", [False, True])
-    def test_labels_that_are_missing_in_an_image_are_found(
-        self, make_world: MakeWorld, task: tiny.Task, missing: bool
+    def test_what_is_missing_in_a_suspected_image_is_left_out_and_nothing_else(
+        self, make_world: MakeWorld, task: tiny.Task
     ) -> None:
         trainer = tiny.ready(make_world(**vars(task)).trainer("TopKSigmaTrainer", self.AUTO))
         batch = tiny.batch_for(trainer, task)
         scales = batch["target"] if task.deep_supervision else [batch["target"]]
-        outputs = [confident(scale, trainer) for scale in scales]
-        for scale in scales:  # background, or outside of all regions
-            heads = trainer.label_manager.num_segmentation_heads
-            labels = scale[:, :heads] if task.regions else scale
-            labels[: int(missing)][labels[: int(missing)] < heads] = 0
-        trainer.on_validation_epoch_start()
-        trainer.loss(outputs if task.deep_supervision else outputs[0], batch["target"])
-        noise = estimate_noise(trainer.loss.noise.pop_counts())
-        first_foreground = 0 if task.regions else 1
-        assert noise.rates[first_foreground] == pytest.approx(missing / 2, abs=0.2)
-        assert (noise.sigma > 0) == missing
+        heads = trainer.label_manager.num_segmentation_heads
+        outputs = [confident(scale, trainer).requires_grad_() for scale in scales]
+        net_output = outputs if task.deep_supervision else outputs[0]
+        foreground = (outputs[0] > 0).any(1) if task.regions else (outputs[0][:, 1:] > 0).any(1)
+        for scale in scales:  # in the first image all is background
+            labels = scale[:1, :heads] if task.regions else scale[:1]
+            labels[labels < heads] = 0
+        evidence = torch.zeros(2, heads, dtype=torch.bool)
+        evidence[0, 0 if task.regions else 1 :] = True  # all foreground is missing
+        trainer.loss.train().suspected = {"first": evidence}
 
-    def test_a_continued_training_remembers_its_estimates(self, make_world: MakeWorld) -> None:
+        left_out = []
+        for cases in (["first", "second"], ["third", "second"]):
+            trainer.loss.expect(cases)
+            loss = trainer.loss(net_output, batch["target"])
+            (gradient,) = torch.autograd.grad(loss, outputs[0])
+            left_out.append((gradient == 0).all(1))
+        suspected, trusted = left_out
+        assert (suspected & ~trusted)[0].any()
+        foreground[1] = False
+        assert torch.equal(suspected, trusted | foreground)
+
+    def test_each_case_is_counted_and_suspects_are_listed(self, make_world: MakeWorld) -> None:
+        trainer = make_world(dim=2).trainer("TopKSigmaTrainer", self.AUTO)
+        trainer.run_training()
+        assert trainer.loss.record.total.cases.keys() <= set(tiny.TRAIN)
+        assert trainer.loss.record.total.cases
+        table = pd.read_csv(Path(trainer.output_folder, "suspects.csv"))
+        assert list(table) == ["case", "label", "kind", "share", "voxels"]
+        for row in trainer.history.rows:
+            assert row["suspected_cases"] == len(set(table["case"])) == 0
+
+    def test_suspects_are_named_with_their_class(self, make_world: MakeWorld) -> None:
+        trainer = tiny.ready(make_world(dim=2).trainer("TopKSigmaTrainer", self.AUTO))
+        trainer._write([Suspect("case_7", 2, "missing", 0.98765, 1234)])
+        written = Path(trainer.output_folder, "suspects.csv").read_text()
+        assert written == "case,label,kind,share,voxels\ncase_7,lesion,missing,0.988,1234\n"
+
+    def test_evidence_acts_in_the_next_epoch_but_not_in_the_warm_up(
+        self, make_world: MakeWorld
+    ) -> None:
+        settings = {"topk_sigma": {"sigma": "auto", "warm_up": 0.5, "ramp": 0.0}, "num_epochs": 4}
+        trainer = tiny.ready(make_world(dim=2).trainer("TopKSigmaTrainer", settings))
+        found = torch.ones(2, 3, dtype=torch.bool)
+        trainer.loss.record.suspected = lambda: {"case_0": found}
+        in_force = []
+        for epoch in range(4):
+            trainer.current_epoch = epoch
+            trainer.on_train_epoch_start()
+            in_force.append(list(trainer.loss.suspected))
+        assert in_force == [[], [], ["case_0"], ["case_0"]]
+
+    def test_a_continued_training_remembers_its_cases(self, make_world: MakeWorld) -> None:
         world = make_world(dim=2)
         first = world.trainer("TopKSigmaTrainer", self.AUTO)
         first.run_training()
         second = tiny.ready(world.trainer("TopKSigmaTrainer", self.AUTO))
         second.load_checkpoint(str(Path(first.output_folder, "checkpoint_final.pth")))
-        estimates = [row["estimated_sigma"] for row in second.history.rows]
-        assert estimates == [row["estimated_sigma"] for row in first.history.rows]
-        assert second.target_sigma == first.target_sigma
+        assert tiny.same(tuple(second.loss.record.total), tuple(first.loss.record.total))
 
-    def test_a_fixed_sigma_estimates_nothing(self, make_world: MakeWorld) -> None:
-        trainer = tiny.ready(make_world(dim=2).trainer("TopKSigmaTrainer", at_once(sigma=0.1)))
-        assert trainer.loss.noise is None
+    def test_a_fixed_sigma_suspects_nobody(self, make_world: MakeWorld) -> None:
+        trainer = make_world(dim=2).trainer("TopKSigmaTrainer", at_once(sigma=0.1))
+        trainer.run_training()
+        assert trainer.loss.record is None
+        assert not Path(trainer.output_folder, "suspects.csv").exists()
 
 
 def confident(target: torch.Tensor, trainer: Any) -> torch.Tensor:
@@ -335,29 +350,14 @@ class TestCombination:
         _, batches = trainer.loss.pop_observed()
         assert batches.tolist() == [2, 2, 2]
 
-    def test_with_catenorm_each_image_is_counted_once_for_the_estimate(
-        self, make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_with_catenorm_each_image_is_counted_once(self, make_world: MakeWorld) -> None:
         world = make_world(dim=2)
         settings = {**at_once(sigma="auto"), "catenorm": {"plain_fraction": 0.0}}
         trainer = tiny.ready(world.trainer("CateNormTopKSigmaTrainer", settings))
-        seen: list[torch.Tensor] = []
-        observe = trainer.loss.noise.observe
-
-        def watched(scores: torch.Tensor, *others: Any) -> None:
-            seen.append(scores)
-            observe(scores, *others)
-
-        monkeypatch.setattr(trainer.loss.noise, "observe", watched)
         batch = tiny.batch_for(trainer, world.task)
-        trainer.on_validation_epoch_start()
-        with torch.no_grad():
-            trainer.validation_step(batch)
-            _, second = trainer.network(batch["data"], mode="both")
-        (scores,) = seen
-        assert len(scores) == len(batch["data"])
-        # those of the pass that is validated
-        torch.testing.assert_close(scores, log_odds(second[0].flatten(2)))
+        trainer.train_step(batch)
+        counted = trainer.loss.record.pop_seen().own[:, 1].sum()
+        assert counted == batch["target"][0].numel()
 
     def test_combining_takes_a_class_statement(self) -> None:
         assert CateNormTopKSigmaTrainer.__bases__ == (TopKSigmaMixin, CateNormTrainer)

@@ -2,6 +2,6 @@
 
 from nnunet_ext.losses.topk_sigma.compound import TopKSigmaCompoundLoss
 from nnunet_ext.losses.topk_sigma.envelope import TopKSigmaLoss
-from nnunet_ext.losses.topk_sigma.noise import NoiseEstimator
+from nnunet_ext.losses.topk_sigma.noise import CaseRecord
 
-__all__ = ["NoiseEstimator", "TopKSigmaCompoundLoss", "TopKSigmaLoss"]
+__all__ = ["CaseRecord", "TopKSigmaCompoundLoss", "TopKSigmaLoss"]

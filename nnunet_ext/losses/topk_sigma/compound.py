@@ -4,7 +4,7 @@ How a region loss is to be enveloped the paper does not say (see
 :mod:`nnunet_ext.losses.topk_sigma.envelope`); the ways offered here are ours.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from nnunet_ext._common.errors import UserError
 from nnunet_ext.losses.topk_sigma.envelope import Selected, TopKSigmaLoss, trimmed_share
-from nnunet_ext.losses.topk_sigma.noise import NoiseEstimator, log_odds
+from nnunet_ext.losses.topk_sigma.noise import CaseRecord, contradictions
 
 DiceForm: TypeAlias = Literal["masked", "plain", "none"]
 Scales: TypeAlias = Tensor | Sequence[Tensor]
@@ -62,8 +62,9 @@ class TopKSigmaCompoundLoss(nn.Module):
             ``"plain"`` fully; ``"none"`` leaves Dice out everywhere, also in ``stock``.
         images_per_rank: Largest batch of a process under DDP, where images of all ranks are
             ranked together; None if there is only this process.
-        noise: Counts what is seen in evaluation, if given: one class per label, or for regions
-            each region, then the outside of each.
+        record: Keeps account of contradicted labels in training, if given, each label or region
+            being a class. Of the cases in :attr:`suspected`, the voxels that contradict what is
+            suspected are left out as well, whatever ``sigma`` is.
 
     Raises:
         UserError: If ``stock`` is none of nnU-Net's two default losses.
@@ -76,7 +77,7 @@ class TopKSigmaCompoundLoss(nn.Module):
         num_classes: int,
         dice: DiceForm = "masked",
         images_per_rank: int | None = None,
-        noise: NoiseEstimator | None = None,
+        record: CaseRecord | None = None,
     ) -> None:
         super().__init__()
         if dice not in ("masked", "plain", "none"):
@@ -86,7 +87,11 @@ class TopKSigmaCompoundLoss(nn.Module):
         self.num_classes = num_classes
         self.dice: DiceForm = dice
         self.images_per_rank = images_per_rank
-        self.noise = noise
+        self.record = record
+        self.suspected: Mapping[str, Tensor] = {}
+        """Case -> what is suspected of it, by kind and class (2, K)."""
+        self._cases: Sequence[str] = ()
+        self._to_be_counted = False
         _refuse_other_losses(self._single_scale)
         if dice == "none":
             self._single_scale.weight_dice = 0
@@ -100,6 +105,14 @@ class TopKSigmaCompoundLoss(nn.Module):
     def _has_regions(self) -> bool:
         return isinstance(self._single_scale, DC_and_BCE_loss)
 
+    def expect(self, cases: Sequence[str]) -> None:
+        """Tell which case each image of the next batch belongs to.
+
+        The first call in training counts it; those that follow, as of a second pass, do not.
+        """
+        self._cases = cases
+        self._to_be_counted = True
+
     def forward(self, net_output: Scales, target: Scales) -> Tensor:
         """Compute the loss, with nnU-Net's arguments.
 
@@ -110,10 +123,9 @@ class TopKSigmaCompoundLoss(nn.Module):
             target: Labels (B, 1, *S), or regions (B, R, *S) and, where there is an ignore
                 label, its map as one more channel; one per scale like ``net_output``.
         """
-        if self.noise is not None and not self.training:
-            self._count(self.noise, net_output, target)
         stock = self._single_scale if isinstance(net_output, Tensor) else self.stock
-        if not (self.training and self.envelope.is_active):
+        suspected = self._consult(net_output, target) if self.training else None
+        if not (self.training and (self.envelope.is_active or suspected is not None)):
             loss: Tensor = stock(net_output, target)
             return loss
         scale_weights = getattr(stock, "weight_factors", [1.0])
@@ -128,14 +140,18 @@ class TopKSigmaCompoundLoss(nn.Module):
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             voxels = self._voxels(logits, labels)
             by_class = self._classes(voxels.truth) if self.envelope.scope == "class" else None
-            trimmed = self.envelope.trim(voxels.loss, voxels.valid, by_class)
+            valid = voxels.valid
+            if suspected is not None:
+                valid = self._unsuspicious(logits, voxels, suspected)
+            trimmed = self.envelope.trim(voxels.loss, valid, by_class)
             if images is None:
                 images = self._select(trimmed.ranking)
                 parts.append(weight * single.weight_ce * images.offset)
                 self._observe(trimmed.weights, voxels)
             parts.append(weight * single.weight_ce * images.reduce(trimmed.means))
             if single.weight_dice != 0:
-                dice = self._dice(logits, voxels, trimmed.weights, images)
+                trims = self.envelope.sigma > 0 or suspected is not None
+                dice = self._dice(logits, voxels, trimmed.weights if trims else None, images)
                 parts.append(weight * single.weight_dice * dice)
         return torch.stack(parts).sum()
 
@@ -175,10 +191,12 @@ class TopKSigmaCompoundLoss(nn.Module):
         # DDP averages over ranks what is to be summed
         return images._replace(weights=ours, total=images.total / len(gathered))
 
-    def _dice(self, logits: Tensor, voxels: _Voxels, weights: Tensor, images: Selected) -> Tensor:
+    def _dice(
+        self, logits: Tensor, voxels: _Voxels, weights: Tensor | None, images: Selected
+    ) -> Tensor:
         dice = self._single_scale.dc
         mask = voxels.valid
-        if self.dice == "masked" and self.envelope.sigma > 0:
+        if self.dice == "masked" and weights is not None:
             mask = weights
         if mask is not None:
             mask = mask[:, None]
@@ -196,20 +214,39 @@ class TopKSigmaCompoundLoss(nn.Module):
         return loss
 
     @torch.no_grad()
-    def _count(self, noise: NoiseEstimator, net_output: Scales, target: Scales) -> None:
+    def _consult(self, net_output: Scales, target: Scales) -> Tensor | None:
+        """Count the batch, and tell what is suspected of its images (B, 2, K), None if nothing."""
+        if self.record is None or not self._cases:
+            return None
         logits = net_output if isinstance(net_output, Tensor) else net_output[0]
-        labels = target if isinstance(target, Tensor) else target[0]
-        step = _observed_step(labels[:, 0])
-        logits = logits.flatten(2)[..., ::step].float()
-        voxels = self._voxels(logits, labels.flatten(2)[..., ::step])
+        if self._to_be_counted:
+            labels = target if isinstance(target, Tensor) else target[0]
+            step = _observed_step(labels[:, 0])
+            logits = logits.flatten(2)[..., ::step].float()
+            voxels = self._voxels(logits, labels.flatten(2)[..., ::step])
+            self.record.observe(self._cases, *self._membership(logits, voxels), voxels.valid)
+            self._to_be_counted = False
+        if self.suspected.keys().isdisjoint(self._cases):
+            return None
+        nothing = torch.zeros(2, self.record.num_classes, dtype=torch.bool)
+        of_images = [self.suspected.get(case, nothing) for case in self._cases]
+        return torch.stack(of_images).to(logits.device, non_blocking=True)
+
+    def _membership(self, logits: Tensor, voxels: _Voxels) -> tuple[Tensor, Tensor]:
+        """Probability of each class or region, and whether the label is it (B, K, *S)."""
         if self._has_regions:
-            inside = voxels.truth.bool()
-            scores, members = torch.cat([logits, -logits], 1), torch.cat([inside, ~inside], 1)
-        else:
-            scores = log_odds(logits)
-            channels = torch.arange(logits.shape[1], device=logits.device)
-            members = voxels.truth == channels.view(1, -1, 1)
-        noise.observe(scores, members, voxels.loss, voxels.valid)
+            return logits.sigmoid(), voxels.truth.bool()
+        shape = (1, -1, *[1] * (logits.ndim - 2))
+        channels = torch.arange(logits.shape[1], device=logits.device).view(shape)
+        return logits.softmax(1), voxels.truth == channels
+
+    @torch.no_grad()
+    def _unsuspicious(self, logits: Tensor, voxels: _Voxels, suspected: Tensor) -> Tensor:
+        """Valid voxels (B, *S) that do not contradict what is suspected of their image."""
+        probabilities, members = self._membership(logits, voxels)
+        wrong = contradictions(probabilities.flatten(2), members.flatten(2), suspected)
+        trusted = ~wrong.view_as(voxels.loss)
+        return trusted if voxels.valid is None else trusted & voxels.valid
 
     @torch.no_grad()
     def _observe(self, weights: Tensor, voxels: _Voxels) -> None:

@@ -1,179 +1,181 @@
-"""How many labels are wrong, judged by the voxels of which a network is surest.
+"""Which cases have wrong labels, judged by how often a confident network contradicts them.
 
-Where a class is most probable, labels of other classes are wrong labels, whatever the calibration
-of the network: such anchor points identify the noise rate of a class (Liu and Tao, "Classification
-with noisy labels by importance reweighting", IEEE TPAMI 38 (2016) 447-461; Patrini et al., "Making
-deep neural networks robust to label noise", CVPR 2017). A network that has yet to learn a class is
-sure of wrong things, too, but in all images, whereas a structure that was forgotten in some of them
-is contradicted there and nowhere else. Not seen are labels that are wrong only where classes are
-hard to tell apart anyway, such as the course of a boundary.
-
-Estimating from this how much the top-k / bottom-all-but-sigma loss is to leave out is ours.
+A network that has yet to learn a class is contradicted in all images alike; a structure that was
+forgotten, or annotated where it is not, in some of them is contradicted there and nowhere else.
+Confident disagreement as a sign of wrong labels is known from classification (Northcutt, Jiang,
+Chuang, "Confident learning: estimating uncertainty in dataset labels", JAIR 70, 2021); judging each
+case by its own record, against those of the others, is ours. Not seen are labels that are wrong
+only where classes are hard to tell apart anyway, such as the course of a boundary, and errors that
+most cases share. Mistaken for wrong is a minority of cases on which the network is surely wrong.
 """
 
-from collections.abc import Sequence
-from math import prod
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-ANCHORS = 0.05
-"""Share of a class, by its labelled size, that is taken for sure."""
-MIN_RATE = 0.1
-"""Below this share of contradicted anchors there is no evidence: networks err, too."""
-MAX_TYPICAL_RATE = 0.05
-"""In half of the images that have anchors no more may be contradicted. Where it is more, the
-network errs about the class everywhere, and its judgement is worth nothing."""
-MIN_CONTRADICTED = 20
-"""Fewer contradicted anchors are no evidence either."""
-CORE = 0.5
-"""Share of a class, by its labelled size, whose wrong labels have typical losses."""
-COVERED = 0.75
-"""Share of the wrong labels in the cores of classes that sigma is to reach."""
+CONFIDENT = 0.75
+"""Probability of a class from which the network's word counts, and at one minus this it denies the
+class; both as a share of the mean where the class is labelled, since a network that believes wrong
+labels, too, is never surer of a class than it is right about them."""
+MIN_SHARE = 0.25
+"""Below this share of contradicted voxels there is no evidence: networks err, too."""
+MIN_RATIO = 4.0
+"""The share must be so many times that of the median case, or the network errs everywhere."""
+MIN_VOXELS = 20
+"""Shares of fewer voxels, and fewer contradicted ones, tell nothing."""
+MIN_CASES = 5
+"""Among fewer cases none can stand out."""
+DECAY = 0.8
+"""What the counts of an epoch still weigh in the next; the network was worse when they arose."""
 
-BINS = 128
-LIMIT = 16.0
-"""Log-odds are counted in bins from minus to plus this."""
-
-
-class Counts(NamedTuple):
-    """Numbers of voxels that :class:`NoiseEstimator` has seen; those of processes may be joined.
-
-    Attributes:
-        images: Of each image (P, K, scores, 2): by class, its score, and whether it is the label.
-        contradicted: Those with another label than the class (K, scores, losses).
-        losses: All, by loss (losses,).
-    """
-
-    images: Tensor
-    contradicted: Tensor
-    losses: Tensor
+Kind = Literal["missing", "doubtful"]
+KINDS: tuple[Kind, Kind] = ("missing", "doubtful")
+"""The network sees the class where the label has none; the label has it where it sees none."""
 
 
-class NoiseShare(NamedTuple):
-    """What :func:`estimate_noise` finds.
+class Suspect(NamedTuple):
+    """A class in a case whose labels are contradicted.
 
     Attributes:
-        rates: Share of other labels among the surest voxels of each class (K,), in [0, 1].
-        sigma: Share of all voxels that have at least the losses of these, in [0, 1); 0 without
-            evidence.
+        case: Its identifier.
+        label: Number of the class.
+        kind: Whether the class seems to be missing, or to be where it is not.
+        share: Contradicted share of the voxels, in which the network surely sees the class
+            ("missing") or which are labelled so ("doubtful"), in [0, 1].
+        voxels: Number of contradicted voxels that were looked at, recent epochs counting more.
     """
 
-    rates: Tensor
-    sigma: float
+    case: str
+    label: int
+    kind: Kind
+    share: float
+    voxels: int
 
 
-class NoiseEstimator:
-    """Counts how sure a network is of each class, and how often the labels say otherwise.
+class Seen(NamedTuple):
+    """What was counted in an epoch.
 
-    Counts add up over batches, which should be of images that the network is not trained with: it
-    learns wrong labels by heart.
+    Attributes:
+        cases: Case -> voxels by kind (2, K, 2): those judged, and those of them contradicted.
+        own: Sum of the probabilities of each class where it is labelled, and their number (K, 2).
+    """
+
+    cases: dict[str, Tensor]
+    own: Tensor
+
+
+class CaseRecord:
+    """Counts, for every case and class, how often a confident network contradicts the labels.
 
     Args:
-        num_classes: Number of classes K, each of which a voxel belongs to or not. Where one voxel
-            can belong to several (regions), "outside" is best made a class of its own for each.
+        num_classes: Number of classes K, each of which a voxel belongs to or not.
     """
 
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
-        self._counts = self._none()
+        self.total = Seen({}, torch.zeros(num_classes, 2, dtype=torch.float64))
+        """Of all epochs, later ones counting more."""
+        self._seen: list[tuple[Sequence[str], Tensor, Tensor]] = []
 
-    def _none(self) -> Counts:
-        shapes = ((0, self.num_classes, BINS, 2), (self.num_classes, BINS, BINS), (BINS,))
-        return Counts(*(torch.zeros(shape, dtype=torch.int64) for shape in shapes))
-
+    @torch.no_grad()
     def observe(
-        self, scores: Tensor, members: Tensor, losses: Tensor, valid: Tensor | None = None
+        self,
+        cases: Sequence[str],
+        probabilities: Tensor,
+        members: Tensor,
+        valid: Tensor | None = None,
     ) -> None:
-        """Count voxels.
+        """Look at a batch that is trained with, without waiting for the device.
 
         Args:
-            scores: Log-odds of each class (B, K, *spatial).
-            members: Whether the label of the voxel is the class, boolean, same shape.
-            losses: Loss of each voxel (B, *spatial), at least 0.
-            valid: Voxels that count (B, *spatial), boolean; all without it.
+            cases: Identifier of each image; the same one may come several times.
+            probabilities: Of each class (B, K, N voxels).
+            members: Whether the label of a voxel is the class, boolean, same shape.
+            valid: Voxels that count (B, N), boolean; all without it.
         """
-        score, member = _bins(scores.flatten(2)), members.flatten(2)
-        loss = _bins(_own_log_odds(losses.flatten(1)))
-        kept = torch.ones_like(loss, dtype=torch.bool) if valid is None else valid.flatten(1)
-        images, classes = score.shape[:2]
-        row = torch.arange(images * classes, device=score.device).view(images, classes, 1)
-        of_images = _count(
-            (row * BINS + score) * 2 + member, kept[:, None], (images, classes, BINS, 2)
-        )
-        contradicted = _count(
-            (row % classes * BINS + score) * BINS + loss[:, None],
-            kept[:, None] & ~member,
-            (classes, BINS, BINS),
-        )
-        new = Counts(of_images, contradicted, _count(loss, kept, (BINS,)))
-        self._counts = join([self._counts, new])
+        sums, numbers = self.total.own.unbind(1)
+        usual = (sums / numbers).nan_to_num(1.0).to(probabilities)[:, None]  # 1 if not seen yet
+        sure = probabilities >= CONFIDENT * usual
+        denied = probabilities <= (1 - CONFIDENT) * usual
+        if valid is not None:
+            sure, members = sure & valid[:, None], members & valid[:, None]
+        judged = torch.stack([sure, members], 1).sum(-1)
+        contradicted = torch.stack([sure & ~members, members & denied], 1).sum(-1)
+        own = torch.stack([(probabilities * members).sum((0, 2)), members.sum((0, 2))], 1)
+        self._seen.append((cases, torch.stack([judged, contradicted], -1), own))
 
-    def pop_counts(self) -> Counts:
-        """Take what was counted since the last call, or since the beginning, on the CPU."""
-        counts, self._counts = self._counts, self._none()
-        return counts
+    def pop_seen(self) -> Seen:
+        """Take what was counted since the last call, on the CPU."""
+        seen, self._seen = self._seen, []
+        total = Seen({}, torch.zeros(self.num_classes, 2, dtype=torch.float64))
+        if seen:
+            batches, counts, own = zip(*seen, strict=True)
+            total.own.add_(torch.stack(own).sum(0).cpu())
+            cases = [case for batch in batches for case in batch]
+            _add(total.cases, zip(cases, torch.cat(counts).cpu().double(), strict=True))
+        return total
+
+    def close_epoch(self, parts: Iterable[Seen]) -> None:
+        """Add what all processes counted in an epoch, so that former ones weigh less."""
+        former = self.total
+        cases = {case: DECAY * counts for case, counts in former.cases.items()}
+        self.total = Seen(cases, DECAY * former.own)
+        for part in parts:
+            _add(self.total.cases, part.cases.items())
+            self.total.own.add_(part.own)
+
+    def suspected(self) -> dict[str, Tensor]:
+        """Cases with evidence -> by kind and class (2, K), whether there is some."""
+        found, _ = self._judge()
+        return {
+            case: each for case, each in zip(self.total.cases, found, strict=True) if each.any()
+        }
+
+    def suspects(self) -> list[Suspect]:
+        """All evidence, the cases and classes with most contradicted voxels first."""
+        found, shares = self._judge()
+        cases = list(self.total.cases)
+        rows = [
+            Suspect(
+                cases[number],
+                label,
+                KINDS[kind],
+                float(shares[number, kind, label]),
+                round(float(self.total.cases[cases[number]][kind, label, 1])),
+            )
+            for number, kind, label in found.nonzero().tolist()
+        ]
+        return sorted(rows, key=lambda suspect: -suspect.voxels)
+
+    def _judge(self) -> tuple[Tensor, Tensor]:
+        """Evidence and contradicted shares (cases, 2, K); shares are NaN where nothing is told."""
+        if not self.total.cases:
+            none = torch.zeros(0, len(KINDS), self.num_classes)
+            return none.bool(), none
+        judged, contradicted = torch.stack(list(self.total.cases.values())).unbind(-1)
+        shares = (contradicted / judged).where(judged >= MIN_VOXELS, torch.nan)
+        typical = shares.nanmedian(0).values
+        evident = (shares >= MIN_SHARE) & (shares >= MIN_RATIO * typical)
+        evident &= contradicted >= MIN_VOXELS
+        evident &= (~shares.isnan()).sum(0) >= MIN_CASES
+        return evident, shares
 
 
-def join(parts: Sequence[Counts]) -> Counts:
-    """Count together what was counted apart."""
-    images, contradicted, losses = zip(*parts, strict=True)
-    return Counts(torch.cat(images), torch.stack(contradicted).sum(0), torch.stack(losses).sum(0))
+def _add(total: dict[str, Tensor], counts: Iterable[tuple[str, Tensor]]) -> None:
+    for case, count in counts:
+        total[case] = total[case] + count if case in total else count
 
 
-def estimate_noise(counts: Counts) -> NoiseShare:
-    """Judge from what a :class:`NoiseEstimator` counted."""
-    by_score = counts.images.sum(0)
-    anchors = _surest(by_score, ANCHORS)
-    contradicted, confirmed = (counts.images * anchors[..., None]).sum(2).unbind(2)
-    rates = contradicted.sum(0) / (contradicted + confirmed).sum(0).clamp_min(1)
-    evident = (rates >= MIN_RATE) & (contradicted.sum(0) >= MIN_CONTRADICTED)
-    if not evident.any():
-        return NoiseShare(rates, 0.0)
-    # without anchors an image has no rate, which is NaN here and does not count
-    typical = (contradicted / (contradicted + confirmed)).nanmedian(0).values
-    evident &= typical <= MAX_TYPICAL_RATE
-    if not evident.any():
-        return NoiseShare(rates, 0.0)
-
-    in_core = _surest(by_score, CORE)[..., None]
-    by_loss = (counts.contradicted * in_core)[evident].sum(1)
-    reached = by_loss.flip(1).cumsum(1)  # the highest losses first
-    enough = reached >= COVERED * reached[:, -1:]
-    lowest = BINS - 1 - int(enough.int().argmax(1).max())
-    return NoiseShare(rates, float(counts.losses[lowest:].sum() / counts.losses.sum()))
-
-
-def _surest(by_score: Tensor, share: float) -> Tensor:
-    """Mark the scores (K, scores) of the surest voxels of each class.
+def contradictions(probabilities: Tensor, members: Tensor, suspected: Tensor) -> Tensor:
+    """Mark the voxels (B, N) that contradict what is suspected of their image.
 
     Args:
-        by_score: Numbers of voxels (K, scores, 2).
-        share: So many, as a share of the voxels labelled as the class.
+        probabilities: Of each class (B, K, N).
+        members: Whether the label of a voxel is the class, boolean, same shape.
+        suspected: By kind and class (B, 2, K), boolean.
     """
-    number = by_score.sum(2)
-    surer = number.flip(1).cumsum(1).flip(1) - number
-    return surer < share * by_score[..., 1].sum(1, keepdim=True)
-
-
-def _count(cells: Tensor, kept: Tensor, shape: Sequence[int]) -> Tensor:
-    """Count how often each cell of a table is named, by its number in the flattened table."""
-    chosen = cells[kept.expand_as(cells)]
-    return torch.bincount(chosen, minlength=prod(shape)).view(*shape).cpu()
-
-
-def log_odds(logits: Tensor) -> Tensor:
-    """Log-odds of each of the classes (B, K, *spatial) that exclude each other, from logits."""
-    log_p = logits.log_softmax(1)
-    # 1 - p is exact enough: beyond LIMIT nothing is told apart
-    return log_p - torch.log(-torch.expm1(log_p.clamp_max(-torch.finfo(log_p.dtype).eps)))
-
-
-def _own_log_odds(losses: Tensor) -> Tensor:
-    """Log-odds against the label of a voxel whose cross-entropy is given; grows with it."""
-    return torch.log(torch.expm1(losses.clamp(1e-9, 2 * LIMIT)))
-
-
-def _bins(log_odds: Tensor) -> Tensor:
-    return ((log_odds / LIMIT + 1) / 2 * BINS).long().clamp(0, BINS - 1)
+    missing, doubtful = suspected[..., None].unbind(1)
+    likely = probabilities > 0.5
+    return ((missing & likely & ~members) | (doubtful & ~likely & members)).any(1)

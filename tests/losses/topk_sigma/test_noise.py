@@ -1,4 +1,4 @@
-"""Estimating the share of wrong labels: on simulated labels whose noise is known."""
+"""Telling cases with wrong labels: on simulated labels whose noise is known."""
 
 import pytest
 import torch
@@ -6,33 +6,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nnunet_ext.losses import NoiseEstimator
-from nnunet_ext.losses.topk_sigma.noise import (
-    CORE,
-    COVERED,
-    MIN_CONTRADICTED,
-    MIN_RATE,
-    NoiseShare,
-    estimate_noise,
-    join,
-    log_odds,
-)
+from nnunet_ext.losses import CaseRecord
+from nnunet_ext.losses.topk_sigma.noise import MIN_CASES, MIN_VOXELS, contradictions
 
 IMAGES = 20
 VOXELS = 3_000
 CLASSES = 3
+CASES = [f"case_{number:02d}" for number in range(IMAGES)]
 
 
 def simulate(
-    missing: float = 0.0, calibrated: bool = True, share: float = 0.1, seed: int = 0
+    missing: float = 0.0, extra: float = 0.0, calibrated: bool = True, share: float = 0.1
 ) -> tuple[Tensor, Tensor]:
-    """Logits (B, K, N) and labels (B, N); class 2 is missing in a share of the images.
+    """Probabilities (B, K, N) and labels (B, N).
 
     Class probabilities are steep functions of a coordinate, as across a boundary, so labels
-    contradict the network near it. A calibrated network believes in a class only as often as
-    it is labelled; the other has learned to ignore wrong labels.
+    contradict the network near it. In the first images class 2 is missing, in the last ones the
+    first voxels are labelled 1 though nothing is there. A calibrated network believes in what is
+    missing only as often as it is labelled; the other has learned to ignore wrong labels.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     shape = (IMAGES, VOXELS)
     depth = torch.rand(shape, generator=generator) * 10
     kind = torch.rand(shape, generator=generator)
@@ -43,135 +36,110 @@ def simulate(
     labels = torch.multinomial(flat, 1, generator=generator).view(shape)
     forgotten = torch.arange(IMAGES)[:, None] < round(missing * IMAGES)
     labels = labels.masked_fill(forgotten & (labels == 2), 0)
-    if calibrated and missing:
+    labels[IMAGES - round(extra * IMAGES) :, : VOXELS // 2] = 1
+    if calibrated:
         moved = missing * probabilities[:, 2]
         probabilities[:, 0] += moved
         probabilities[:, 2] -= moved
-        logits = probabilities.log()
-    return logits, labels
+    return probabilities, labels
 
 
-def losses_of(logits: Tensor, labels: Tensor) -> Tensor:
-    return torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+def members(labels: Tensor) -> Tensor:
+    return torch.nn.functional.one_hot(labels, CLASSES).movedim(-1, 1).bool()
 
 
-def found(
-    logits: Tensor, labels: Tensor, valid: Tensor | None = None, parts: int = 1
-) -> NoiseShare:
-    estimators = [NoiseEstimator(logits.shape[1]) for _ in range(2)]
-    members = torch.nn.functional.one_hot(labels, logits.shape[1]).movedim(-1, 1).bool()
-    for number, part in enumerate(torch.arange(len(labels)).tensor_split(parts)):
-        estimators[number % 2].observe(
-            log_odds(logits[part]),
-            members[part],
-            losses_of(logits[part], labels[part]),
-            None if valid is None else valid[part],
-        )
-    return estimate_noise(join([estimator.pop_counts() for estimator in estimators]))
+def record_of(
+    probabilities: Tensor, labels: Tensor, valid: Tensor | None = None, parts: int = 1
+) -> CaseRecord:
+    """The record after two epochs, counted by two processes."""
+    record, other = CaseRecord(CLASSES), CaseRecord(CLASSES)
+    for _epoch in range(2):
+        for number, part in enumerate(torch.arange(len(labels)).tensor_split(parts)):
+            (record, other)[number % 2].observe(
+                [CASES[image] for image in part],
+                probabilities[part],
+                members(labels[part]),
+                None if valid is None else valid[part],
+            )
+        seen = [record.pop_seen(), other.pop_seen()]
+        record.close_epoch(seen)
+        other.close_epoch(seen)
+    return record
 
 
 @pytest.mark.parametrize("calibrated", [True, False], ids=["believes_labels", "ignores_noise"])
-@pytest.mark.parametrize("missing", [0.15, 0.4])
-def test_the_share_of_missing_labels_is_found(missing: float, calibrated: bool) -> None:
-    noise = found(*simulate(missing, calibrated))
-    assert noise.rates[2] == pytest.approx(missing, abs=0.05)
-    assert noise.rates[:2].max() < 0.01
-    assert noise.sigma > 0
+@pytest.mark.parametrize("missing", [0.05, 0.15, 0.45])
+def test_the_cases_with_missing_labels_are_named_and_no_others(
+    missing: float, calibrated: bool
+) -> None:
+    suspects = record_of(*simulate(missing, calibrated=calibrated)).suspects()
+    assert {suspect.case for suspect in suspects} == set(CASES[: round(missing * IMAGES)])
+    assert {(suspect.label, suspect.kind) for suspect in suspects} == {(2, "missing")}
+    assert min(suspect.share for suspect in suspects) > 0.9
+
+
+@pytest.mark.parametrize("extra", [0.05, 0.45])
+def test_the_cases_with_labels_where_nothing_is_are_named_and_no_others(extra: float) -> None:
+    suspects = record_of(*simulate(extra=extra)).suspects()
+    assert {suspect.case for suspect in suspects} == set(CASES[-round(extra * IMAGES) :])
+    assert (1, "doubtful") in {(suspect.label, suspect.kind) for suspect in suspects}
 
 
 @pytest.mark.parametrize("share", [0.01, 0.1, 0.3])
 def test_labels_that_are_only_uncertain_at_boundaries_are_no_evidence(share: float) -> None:
-    noise = found(*simulate(share=share))
-    assert noise.sigma == 0
-    assert noise.rates.max() < MIN_RATE
+    assert not record_of(*simulate(share=share)).suspected()
 
 
-@pytest.mark.parametrize("calibrated", [True, False], ids=["believes_labels", "ignores_noise"])
-def test_sigma_reaches_most_of_the_wrong_labels_in_the_core_of_a_class(calibrated: bool) -> None:
-    logits, labels = simulate(0.4, calibrated)
-    sigma = found(logits, labels).sigma
-    losses = losses_of(logits, labels).flatten()
-    left_out = losses >= losses.quantile(1 - sigma)
-    labels = labels.flatten()
-    size = round(CORE * int((labels == 2).sum()))
-    surest = log_odds(logits)[:, 2].flatten().topk(size).indices
-    contradicted = surest[labels[surest] != 2]
-    assert left_out[contradicted].float().mean() >= COVERED - 0.05
-    assert 0 < sigma < 0.2
+def test_a_network_that_errs_everywhere_accuses_nobody() -> None:
+    probabilities, labels = simulate()
+    assert not record_of(probabilities[:, [0, 2, 1]], labels).suspected()
 
 
-def test_a_network_that_ignores_wrong_labels_needs_no_more_than_their_share() -> None:
-    wrong = 0.4 * 0.1
-    assert found(*simulate(0.4, calibrated=False)).sigma <= 1.25 * wrong
+def test_the_worst_come_first_with_their_numbers() -> None:
+    probabilities, labels = simulate()
+    for image, voxels in ((3, 900), (7, 1800)):
+        labels[image, :voxels] = labels[image, :voxels].masked_fill(labels[image, :voxels] == 2, 0)
+    first, second = record_of(probabilities, labels).suspects()
+    assert (first.case, second.case) == (CASES[7], CASES[3])
+    assert first.voxels > second.voxels >= MIN_VOXELS
+    assert 0.25 <= second.share < first.share < 0.8
+
+
+def test_what_a_worse_network_said_is_forgotten() -> None:
+    probabilities, labels = simulate(missing=0.1, calibrated=False)
+    record = record_of(probabilities, labels)
+    assert len(record.suspected()) == 2
+    for _ in range(15):
+        record.observe(CASES, members(labels).float(), members(labels))
+        record.close_epoch([record.pop_seen()])
+    assert not record.suspected()
 
 
 @given(parts=st.integers(1, 7))
 def test_it_does_not_matter_who_counts_which_images(parts: int) -> None:
     data = simulate(0.4)
-    whole, divided = found(*data), found(*data, parts=parts)
-    assert torch.equal(whole.rates, divided.rates)
-    assert whole.sigma == divided.sigma
+    assert record_of(*data, parts=parts).suspects() == record_of(*data).suspects()
 
 
-def test_voxels_that_are_not_valid_do_not_count() -> None:
-    logits, labels = simulate(0.4)
-    kept = slice(0, VOXELS // 2)
-    valid = torch.zeros_like(labels, dtype=torch.bool)
-    valid[:, kept] = True
-    masked, alone = found(logits, labels, valid), found(logits[..., kept], labels[:, kept])
-    assert torch.equal(masked.rates, alone.rates)
-    assert masked.sigma == alone.sigma
+def test_invalid_voxels_do_not_count() -> None:
+    probabilities, labels = simulate(missing=0.2)
+    wrong = members(labels)[:, 0] & (probabilities[:, 2] > 0.3)
+    assert not record_of(probabilities, labels, ~wrong).suspected()
 
 
-def test_images_without_any_anchor_do_not_count() -> None:
-    logits, labels = simulate(0.4)
-    empty = torch.zeros(3 * IMAGES, CLASSES, VOXELS)
-    empty[:, 0] = 5.0
-    more = torch.cat([logits, empty]), torch.cat([labels, torch.zeros(3 * IMAGES, VOXELS).long()])
-    assert found(*more).rates[2] == found(logits, labels).rates[2]
-    assert found(*more).sigma > 0
+def test_few_cases_or_voxels_tell_nothing() -> None:
+    probabilities, labels = simulate(missing=0.1)
+    few = slice(0, MIN_CASES - 1)
+    assert not record_of(probabilities[few], labels[few]).suspected()
+    assert not record_of(probabilities[..., :100], labels[..., :100]).suspected()
+    assert not CaseRecord(CLASSES).suspects()
 
 
-def test_a_few_contradicted_voxels_are_no_evidence() -> None:
-    labels = torch.zeros(1, 1000, dtype=torch.long)
-    labels[:, :MIN_CONTRADICTED] = 1
-    logits = torch.randn(1, 2, 1000)
-    noise = found(logits, labels)
-    assert noise.rates[1] > MIN_RATE
-    assert noise.sigma == 0
-
-
-def test_a_network_that_errs_in_all_images_is_no_evidence() -> None:
-    logits, labels = simulate()
-    generator = torch.Generator().manual_seed(1)
-    taken_for_another = torch.rand(labels.shape, generator=generator) < 0.3
-    logits = logits[:, [0, 2, 1]].where(taken_for_another[:, None], logits)
-    noise = found(logits, labels)
-    assert noise.rates[1:].min() > MIN_RATE
-    assert noise.sigma == 0
-
-
-def test_nothing_seen_is_no_evidence_and_what_is_taken_is_gone() -> None:
-    estimator = NoiseEstimator(CLASSES)
-    assert estimate_noise(estimator.pop_counts()).sigma == 0
-    estimator.observe(torch.zeros(1, 3, 4), torch.ones(1, 3, 4).bool(), torch.ones(1, 4))
-    assert estimator.pop_counts().images.sum() == 3 * 4
-    assert estimator.pop_counts().images.sum() == 0
-
-
-def test_extreme_scores_and_losses_are_counted_at_the_ends() -> None:
-    logits = torch.tensor([[[1e4, -1e4, 0.0], [-1e4, 1e4, 0.0]]])
-    scores = log_odds(logits)
-    assert torch.isfinite(scores).all()
-    estimator = NoiseEstimator(2)
-    estimator.observe(scores, torch.ones(1, 2, 3).bool(), torch.tensor([[0.0, 1e4, 0.7]]))
-    counts = estimator.pop_counts()
-    assert counts.images[0, 0, -1].sum() == counts.images[0, 1, 0].sum() == 1
-    assert counts.losses[0] == counts.losses[-1] == 1
-
-
-@given(st.floats(-15, 15))
-def test_log_odds_of_two_classes_are_the_difference_of_their_logits(difference: float) -> None:
-    logits = torch.tensor([[[difference], [0.0]]])
-    expected = torch.tensor([[[difference], [-difference]]])
-    torch.testing.assert_close(log_odds(logits), expected, atol=0.02, rtol=0.1)
+def test_only_what_contradicts_a_suspicion_is_left_out() -> None:
+    probabilities = torch.tensor([[0.9, 0.1, 0.9, 0.1], [0.1, 0.9, 0.1, 0.9]]).expand(4, 2, 4)
+    labels = torch.tensor([0, 0, 1, 1])  # right, class 1 missing, class 1 doubtful, right
+    suspected = torch.zeros(4, 2, 2, dtype=torch.bool)
+    suspected[1, 0, 1] = suspected[2, 1, 1] = suspected[3, :, 1] = True
+    is_member = torch.stack([labels == 0, labels == 1]).expand(4, 2, 4)
+    left_out = contradictions(probabilities, is_member, suspected)
+    assert left_out.int().tolist() == [[0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 1, 1, 0]]
