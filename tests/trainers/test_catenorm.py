@@ -3,13 +3,14 @@
 import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import Tensor, nn
 
+from nnunet_ext._common.errors import SettingsError
 from nnunet_ext.networks import CateNormUNet
 from nnunet_ext.networks.catenorm.passes import OwnStatistics
 from nnunet_ext.trainers.base import Losses
@@ -283,6 +284,70 @@ class TestScores:
             true = others["true"][:, channel]
             assert torch.equal(true[~ignored], right[~ignored].float())
             assert torch.equal(true[ignored], prior[:, channel][ignored])
+
+
+class TestCascade:
+    CHOSEN: ClassVar[dict[str, Any]] = {"catenorm": {"prior": "previous_stage"}}
+
+    def test_training_and_prediction_take_one_pass_under_the_previous_stage(
+        self, make_world: MakeWorld
+    ) -> None:
+        world = make_world(cascade=True)
+        trainer = world.trainer("CateNormTrainer", self.CHOSEN)
+        trainer.run_training()
+        plain, conditioned = trainer.history.rows
+        assert plain.keys() == {"epoch", "first_pass"}
+        scores = {"uniform_prior_dice", "foreign_prior_dice", "true_prior_dice", "prior_gain"}
+        assert conditioned.keys() == {"epoch", "conditioned_pass", *scores}
+        predictor = contract.load_predictor(
+            contract.Training(
+                contract.Recipe("CateNormTrainer", self.CHOSEN),
+                world,
+                trainer,
+                {},
+                Path(trainer.output_folder),
+            )
+        )
+        network = predictor.network.eval()
+        runs = []
+        network.encoder.stages[0].register_forward_hook(lambda *_: runs.append(1))
+        x = world.task.images()
+        x[:, 1:] = (x[:, 1:] > 1).float()
+        with torch.no_grad():
+            answer = network(x)
+            assert len(runs) == 1
+            previous = x[:, 1:]
+            prior = torch.cat([1 - previous.sum(1, keepdim=True), previous], 1)
+            assert torch.equal(answer, network(x, prior=prior, mode="second"))
+            assert not torch.equal(answer, network(x, mode="first"))
+        assert torch.equal(answer, contract.evaluate(trainer, x))
+
+    def test_it_starts_as_a_copy_of_a_stock_cascade_with_the_first_learning_rate(
+        self, make_world: MakeWorld
+    ) -> None:
+        world = make_world(dim=2, cascade=True)
+        trainer = tiny.ready(world.trainer("CateNormTrainer", self.CHOSEN))
+        trainer.current_epoch = 1
+        trainer.on_train_epoch_start()
+        assert trainer.optimizer.param_groups[0]["lr"] == trainer.initial_lr
+        x = world.task.images()
+        conditioned, plain = trainer.network(x), trainer.network(x, mode="first")
+        torch.testing.assert_close(conditioned, plain, atol=1e-4, rtol=0)
+
+    def test_of_regions_the_labels_are_the_prior(self, make_world: MakeWorld) -> None:
+        world = make_world(dim=2, cascade=True, regions=True)
+        trainer = world.trainer("CateNormTrainer", self.CHOSEN)
+        trainer.run_training()
+        scores = trainer.history.rows[-1]
+        assert "prior_gain" in scores
+        assert "true_prior_dice" not in scores  # labels are not among the targets
+
+    def test_a_configuration_without_previous_stage_is_refused(self, make_world: MakeWorld) -> None:
+        with pytest.raises(
+            SettingsError, match=r"has none\. Set it in 3d_cascade_fullres"
+        ) as error:
+            make_world().trainer("CateNormTrainer", self.CHOSEN)
+        assert '"tiny"' in str(error.value)
 
 
 class TestNetworkOfTheRecipe:
