@@ -29,7 +29,7 @@ class CateNormSettings:
         Literal["high", "low"],
         Field(
             description="layers to modify: of the first four encoder stages (the authors'), or of "
-            "those from 2 on and of the decoder, which is cheaper"
+            "those from 2 on and of the decoder"
         ),
     ] = "high"
     encoder_stages: Annotated[

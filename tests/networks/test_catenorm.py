@@ -467,6 +467,28 @@ class TestNetwork:
         x = images(dim)
         torch.testing.assert_close(compiled(x, mode=mode), network(x, mode=mode))
 
+    def test_compiles_with_disturbed_priors_in_training_only(self, residual: bool) -> None:
+        network = CateNormUNet(make_unet(2, "batch", residual), CLASSES, stages="low")
+        network.activate()
+        changed = []
+
+        @torch.compiler.disable
+        def disturb(prior: Tensor) -> Tensor:
+            changed.append(prior.roll(1, 0))
+            return changed[-1]
+
+        network.disturb = disturb
+        torch._dynamo.reset()
+        compiled = torch.compile(network, backend="eager")
+        x = images(2)
+        _, second = compiled(x, mode="both")
+        assert len(changed) == 1
+        expected = network(x, prior=changed[0], mode="second")
+        torch.testing.assert_close(second, expected)
+        second.square().mean().backward()
+        compiled.eval()(x)
+        assert len(changed) == 1
+
     def test_a_compiled_first_pass_does_not_mind_that_the_second_is_activated(
         self, residual: bool
     ) -> None:
