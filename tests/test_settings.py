@@ -48,7 +48,7 @@ catenorm_settings = st.builds(
     predict=st.sampled_from(["second", "first"]),
     updates=st.sampled_from(["alternating", "joint"]),
     plain_fraction=st.floats(0, 1, exclude_max=True),
-    initialisation=st.sampled_from(["default", "inherit"]),
+    prior_augmentation=st.floats(0, 1),
     recompute=st.booleans(),
 )
 json_values = st.recursive(
@@ -209,6 +209,9 @@ def test_wrong_training_settings_are_refused(key: str, value: Any) -> None:
         ("plain_fraction", float("nan")),
         ("norm", "group"),
         ("updates", ""),
+        ("prior_augmentation", 1.1),
+        ("prior", "labels"),
+        ("stages", "middle"),
         ("encoder_stages", "0"),
         ("encoder_stages", [0.5]),
         ("decoder_stages", None),
@@ -217,6 +220,21 @@ def test_wrong_training_settings_are_refused(key: str, value: Any) -> None:
 )
 def test_wrong_method_settings_are_refused(key: str, value: Any) -> None:
     assert f'"{key}' in refusal_of(read_catenorm, {key: value})
+
+
+@pytest.mark.parametrize(
+    ("block", "culprit"),
+    [
+        ({"stages": "low", "encoder_stages": [3]}, "encoder_stages"),
+        ({"stages": "low", "decoder_stages": [0]}, "decoder_stages"),
+        ({"prior": "previous_stage", "predict": "first"}, 'predict "first"'),
+        ({"prior": "previous_stage", "prior_augmentation": 0.5}, "prior_augmentation"),
+    ],
+)
+def test_catenorm_settings_that_exclude_each_other_are_refused(
+    block: dict[str, Any], culprit: str
+) -> None:
+    assert culprit in refusal_of(read_catenorm, block)
 
 
 def test_a_refused_choice_names_the_choices() -> None:

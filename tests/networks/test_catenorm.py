@@ -1,6 +1,8 @@
 """CateNorm's layer and network against the numbers of its specification."""
 
+import copy
 import itertools
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from torch._dynamo.testing import CompileCounter
 
 from nnunet_ext._common.errors import UserError
 from nnunet_ext.networks import CateNorm, CateNormUNet
+from nnunet_ext.networks.catenorm import passes
 from tests.fixtures import reference
 
 DIMS = (2, 3)
@@ -276,22 +279,123 @@ class TestNetwork:
             assert (in_second is None) == (id(parameter) in unused_in_second)
             assert (in_first is None) == (id(parameter) in unused_in_first)
 
-    @pytest.mark.parametrize("dim", DIMS)
-    def test_each_statistic_is_updated_by_the_passes_that_use_it(
-        self, dim: int, residual: bool
+    @pytest.mark.parametrize("mode", ["both", "second"])
+    def test_each_statistic_is_updated_by_the_pass_that_uses_it(
+        self, mode: str, residual: bool
     ) -> None:
-        network = CateNormUNet(make_unet(dim, "batch", residual), CLASSES, encoder_stages=[0, 1])
+        network = CateNormUNet(make_unet(2, "batch", residual), CLASSES, encoder_stages=[1])
         network.activate()
-        network(images(dim), mode="both")
-        modified = {id(m.block.norm) for m in network._modified}
-        modified |= {id(m.catenorm.norm) for m in network._modified}
+        prior = probabilities(2) if mode == "second" else None
+        network(images(2), prior=prior, mode=mode)
         counts = {
-            id(module): int(module.num_batches_tracked)
-            for module in network.modules()
-            if isinstance(module, NORMS["batch", dim])
+            name: int(count)
+            for name, count in network.state_dict().items()
+            if name.endswith("num_batches_tracked")
         }
-        assert modified <= counts.keys()
-        assert all(count == (1 if key in modified else 2) for key, count in counts.items())
+        assert len(counts) > 4
+        for name, count in counts.items():
+            is_shared = name.startswith(("encoder.stages.0.", "encoder.stem."))
+            is_shared |= name.startswith(("decoder.encoder.stages.0.", "decoder.encoder.stem."))
+            is_second = name.startswith("catenorm.")
+            assert count == (mode == "both" or is_second or is_shared), name
+
+    @pytest.mark.parametrize("stages", ["high", "low"])
+    def test_evaluation_of_each_pass_equals_statistics_recalibrated_for_it(
+        self, stages: Literal["high", "low"], residual: bool
+    ) -> None:
+        network = CateNormUNet(make_unet(2, "batch", residual), CLASSES, stages=stages)
+        randomise(plain_affines(network))
+        network.activate()
+        x = images(2)
+        with torch.no_grad():
+            for _ in range(150):
+                first, _ = network(x, mode="both")
+            prior = network.prior_from(first)
+            for arguments in ({"mode": "first"}, {"mode": "second", "prior": prior}):
+                alone = copy.deepcopy(network)
+                for module in alone.modules():
+                    if isinstance(module, nn.BatchNorm2d):
+                        module.reset_running_stats()
+                        module.momentum = None
+                alone(x, **arguments)
+                expected = alone.eval()(x, **arguments)
+                actual = network.eval()(x, **arguments)
+                torch.testing.assert_close(actual, expected, atol=1e-3, rtol=0)
+                network.train()
+
+    def test_what_lies_before_the_modified_layers_runs_once_for_both_passes(
+        self, residual: bool
+    ) -> None:
+        network = CateNormUNet(make_unet(2, "instance", residual), CLASSES, stages="low")
+        network.activate()
+        runs = []
+        for number, stage in enumerate(network.encoder.stages):
+            stage.register_forward_hook(lambda *_, number=number: runs.append(number))
+        x = images(2)
+        first, second = network(x, mode="both")
+        assert runs == [0, 1, 2, 2]
+        torch.testing.assert_close(first, network(x, mode="first"))
+        prior = network.prior_from(first)
+        torch.testing.assert_close(second, network(x, prior=prior, mode="second"))
+
+    def test_the_prior_is_resized_once_for_each_level(
+        self, residual: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        sizes = []
+        resize = passes.resized
+
+        def watched(prior: Tensor, size: torch.Size) -> Tensor:
+            sizes.append(size[0])
+            return resize(prior, size)
+
+        monkeypatch.setattr(passes, "resized", watched)
+        network = CateNormUNet(
+            make_unet(2, "instance", residual), CLASSES, decoder_stages=[0, 1]
+        ).eval()
+        network.activate()
+        network(images(2))
+        assert sizes == [8, 4]  # the full resolution is there already
+
+    def test_a_conversion_to_synchronised_statistics_reaches_both_passes(
+        self, residual: bool
+    ) -> None:
+        network = CateNormUNet(make_unet(2, "batch", residual), CLASSES, encoder_stages=[1])
+        network.activate()
+        x = images(2)
+        network(x, mode="both")
+        expected = network.eval()(x, mode="both")
+        names = list(network.state_dict())
+        converted = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        assert not any(isinstance(module, nn.BatchNorm2d) for module in converted.modules())
+        assert list(converted.state_dict()) == names
+        torch.testing.assert_close(converted(x, mode="both"), expected)
+        for layer in converted.catenorm["seg_layers"]:
+            layer.norm.running_mean += 1
+        first, second = converted(x, mode="both")
+        torch.testing.assert_close(first, expected[0])
+        assert not torch.allclose(second, expected[1])
+
+    def test_weights_of_the_first_edition_share_their_statistics(self, residual: bool) -> None:
+        network = CateNormUNet(make_unet(2, "batch", residual), CLASSES, encoder_stages=[0])
+        network.activate("inherit")
+        network(images(2), mode="first")
+        weights = network.state_dict()
+        assert not network.lacks_statistics
+        layers = len(network._modified)
+        prefix = "catenorm.seg_layers."
+        numbers = {key: key.removeprefix(prefix).split(".")[0] for key in weights if prefix in key}
+        added = [key for key, n in numbers.items() if n.isdecimal() and int(n) >= layers]
+        assert added
+        for key in added:
+            del weights[key]
+        loaded = CateNormUNet(make_unet(2, "batch", residual), CLASSES, encoder_stages=[0])
+        loaded.load_state_dict(weights)
+        assert loaded.lacks_statistics
+        for own in loaded.catenorm["seg_layers"][layers:]:
+            assert own.norm.running_mean.any()
+            torch.testing.assert_close(own.norm.running_mean, own._plain[0].running_mean)
+        loaded.load_state_dict(network.state_dict())
+        assert not loaded.lacks_statistics
 
     @each_kind
     def test_batch_of_two_equals_two_batches_of_one_in_eval_mode(
@@ -338,15 +442,16 @@ class TestNetwork:
         network = CateNormUNet(make_unet(2, "batch", residual), CLASSES).eval()
         network.activate()
         network.use_regions(True)
-        copy = CateNormUNet(make_unet(2, "batch", residual), CLASSES).eval()
-        copy.load_state_dict(network.state_dict())
+        other = CateNormUNet(make_unet(2, "batch", residual), CLASSES).eval()
+        other.load_state_dict(network.state_dict())
         x = images(2)
-        assert copy.active
-        assert torch.equal(copy(x), network(x))
+        assert other.active
+        assert torch.equal(other(x), network(x))
 
     def test_stock_weights_fit_and_only_seg_layers_are_added(self, residual: bool) -> None:
-        stock = make_unet(2, "instance", residual).state_dict()
-        ours = CateNormUNet(make_unet(2, "instance", residual), CLASSES).state_dict()
+        stock = make_unet(2, "batch", residual).state_dict()
+        unet = make_unet(2, "batch", residual)
+        ours = CateNormUNet(unet, CLASSES, encoder_stages=[1]).state_dict()
         assert all(stock[key].shape == ours[key].shape for key in stock)
         assert all(".seg_layers." in key for key in ours.keys() - stock.keys())
         assert len(ours) > len(stock)
@@ -354,12 +459,35 @@ class TestNetwork:
     @pytest.mark.parametrize("dim", [2, pytest.param(3, marks=pytest.mark.slow)])
     @pytest.mark.parametrize("mode", ["first", "both", "auto"])
     def test_compiles_without_graph_breaks(self, dim: int, mode: str, residual: bool) -> None:
-        network = CateNormUNet(make_unet(dim, "instance", residual), CLASSES, recompute=True)
+        unet = make_unet(dim, "batch", residual)
+        network = CateNormUNet(unet, CLASSES, encoder_stages=[1], recompute=True)
         network.activate()
         torch._dynamo.reset()
         compiled = torch.compile(network, backend="eager", fullgraph=True)
         x = images(dim)
         torch.testing.assert_close(compiled(x, mode=mode), network(x, mode=mode))
+
+    def test_compiles_with_disturbed_priors_in_training_only(self, residual: bool) -> None:
+        network = CateNormUNet(make_unet(2, "batch", residual), CLASSES, stages="low")
+        network.activate()
+        changed = []
+
+        @torch.compiler.disable
+        def disturb(prior: Tensor) -> Tensor:
+            changed.append(prior.roll(1, 0))
+            return changed[-1]
+
+        network.disturb = disturb
+        torch._dynamo.reset()
+        compiled = torch.compile(network, backend="eager")
+        x = images(2)
+        _, second = compiled(x, mode="both")
+        assert len(changed) == 1
+        expected = network(x, prior=changed[0], mode="second")
+        torch.testing.assert_close(second, expected)
+        second.square().mean().backward()
+        compiled.eval()(x)
+        assert len(changed) == 1
 
     def test_a_compiled_first_pass_does_not_mind_that_the_second_is_activated(
         self, residual: bool
@@ -389,6 +517,11 @@ class TestNetwork:
 
 
 class TestStageChoice:
+    def test_low_stages_are_all_but_the_first_two_of_the_encoder(self) -> None:
+        network = CateNormUNet(make_unet(2, "instance"), CLASSES, stages="low")
+        sizes = [modified.block.output_channels for modified in network._modified]
+        assert sizes == [8, 8, 4, 8]  # two of encoder stage 2, one of each decoder stage
+
     def test_decoder_stages_count_from_full_resolution(self) -> None:
         unet = make_unet(2, "instance")
         network = CateNormUNet(unet, CLASSES, encoder_stages=(), decoder_stages=[0])

@@ -22,6 +22,16 @@ class TestCateNormUNetBeforeItsSecondPass(NetworkContract):
         return CateNormUNet(task.unet(), task.heads, decoder_stages=(0,))
 
 
+class TestCateNormUNetUnderThePreviousStage(NetworkContract):
+    tasks = tuple(replace(task, cascade=True) for task in TASKS)
+
+    def build(self, task: Task) -> nn.Module:
+        images = task.channels
+        network = CateNormUNet(task.unet(), task.heads, stages="low", image_channels=images)
+        network.activate()
+        return network
+
+
 class TestConDSegNet(NetworkContract):
     # the method has no deep supervision
     tasks = tuple(replace(task, deep_supervision=False) for task in TASKS)

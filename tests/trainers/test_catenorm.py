@@ -1,20 +1,30 @@
 """CateNorm's recipe: two updates per batch, a plain phase, and what prediction needs."""
 
+import copy
 from collections.abc import Callable, Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import Tensor, nn
 
+from nnunet_ext._common.errors import SettingsError
 from nnunet_ext.networks import CateNormUNet
+from nnunet_ext.networks.catenorm.passes import OwnStatistics
 from nnunet_ext.trainers.base import Losses
 from nnunet_ext.trainers.catenorm import SECOND_PASS, CateNormTrainer
-from tests import tiny
+from nnunet_ext.trainers.catenorm_priors import other_priors
+from tests import contract, tiny
 
 MakeWorld = Callable[..., tiny.World]
 NO_PLAIN_PHASE = {"catenorm": {"plain_fraction": 0.0}}
+
+
+@pytest.fixture(autouse=True)
+def _without_progress_plot(monkeypatch: pytest.MonkeyPatch) -> None:
+    contract.without_progress_plot(monkeypatch)
 
 
 def modulation(trainer: Any) -> dict[str, Tensor]:
@@ -34,21 +44,34 @@ class SecondLossScaled(CateNormTrainer):
 
 
 class TestUpdates:
-    @pytest.mark.parametrize("dim", [2, 3])
-    def test_one_batch_updates_each_statistic_by_the_passes_that_use_it(
-        self, make_world: MakeWorld, dim: int
+    @pytest.mark.parametrize("updates", ["alternating", "joint"])
+    def test_evaluation_of_each_pass_equals_statistics_recalibrated_for_it(
+        self, make_world: MakeWorld, updates: str
     ) -> None:
-        world = make_world(dim=dim, norm="batch")
-        settings = {"catenorm": {"plain_fraction": 0.0, "encoder_stages": [0, 1]}}
+        world = make_world(dim=2, norm="batch", deep_supervision=False)
+        settings = {"catenorm": {"plain_fraction": 0.0, "updates": updates}}
         trainer = tiny.ready(world.trainer("CateNormTrainer", settings))
-        trainer.train_step(tiny.batch_for(trainer, world.task))
-        modified = {id(m.block.norm) for m in trainer.network._modified}
-        modified |= {id(m.catenorm.norm) for m in trainer.network._modified}
-        norms = [
-            m for m in trainer.network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)
-        ]
-        for norm in norms:
-            assert int(norm.num_batches_tracked) == (1 if id(norm) in modified else 2)
+        batch = tiny.batch_for(trainer, world.task)
+        trainer.optimizer = torch.optim.SGD(trainer.network.parameters(), lr=0.1)
+        trainer.train_step(batch)
+        for group in trainer.optimizer.param_groups:
+            group["lr"] = 0  # statistics follow weights that change only with delay
+        for _ in range(100):
+            trainer.train_step(batch)
+        network, data = trainer.network, batch["data"]
+        with torch.no_grad():
+            prior = network.prior_from(network(data, mode="first"))
+            for arguments in ({"mode": "first"}, {"mode": "second", "prior": prior}):
+                alone = copy.deepcopy(network)
+                for module in alone.modules():
+                    if isinstance(module, nn.BatchNorm2d):
+                        module.reset_running_stats()
+                        module.momentum = None
+                alone(data, **arguments)
+                expected = alone.eval()(data, **arguments)
+                actual = network.eval()(data, **arguments)
+                torch.testing.assert_close(actual, expected, atol=1e-3, rtol=0)
+                network.train()
 
     @pytest.mark.parametrize(("factor", "moves"), [(0.0, False), (1.0, True)])
     def test_modulation_learns_through_the_second_pass_only(
@@ -128,7 +151,8 @@ class TestPlainPhase:
         trainer.run_training()
         names = [sorted(row.keys() - {"epoch"}) for row in trainer.history.rows]
         both = ["first_pass", "first_pass_dice", "second_pass", "second_pass_dice"]
-        assert names == [["first_pass"], ["first_pass"], both, both]
+        priors = ["foreign_prior_dice", "prior_gain", "true_prior_dice", "uniform_prior_dice"]
+        assert names == [["first_pass"], ["first_pass"], both, sorted([*both, *priors])]
 
     def test_the_best_checkpoint_is_never_from_the_plain_phase(
         self, make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
@@ -151,16 +175,179 @@ class TestPlainPhase:
         assert best["current_epoch"] == 2
         assert best["network_weights"]["catenorm.seg_layers.active"] == 1
 
-    def test_inherit_copies_the_plain_norms_of_that_moment(self, make_world: MakeWorld) -> None:
-        settings = {"catenorm": {"plain_fraction": 0.5, "initialisation": "inherit"}}
+    def test_joint_updates_start_from_a_copy_of_the_first_pass_with_the_first_learning_rate(
+        self, make_world: MakeWorld
+    ) -> None:
+        settings = {"catenorm": {"plain_fraction": 0.5, "updates": "joint", "stages": "low"}}
         world = make_world(norm="batch")
         trainer = tiny.ready(world.trainer("CateNormTrainer", settings))
         batch = tiny.batch_for(trainer, world.task)
         trainer.train_step(batch)
         trainer.current_epoch = 1
         trainer.on_train_epoch_start()
+        assert trainer.optimizer.param_groups[0]["lr"] == trainer.initial_lr
         first, second = trainer.network.eval()(batch["data"], mode="both")
         torch.testing.assert_close(second[0], first[0], atol=1e-4, rtol=0)
+
+    def test_alternating_updates_start_from_random_layers_and_go_on_with_the_schedule(
+        self, make_world: MakeWorld
+    ) -> None:
+        world = make_world(dim=2)
+        trainer = tiny.ready(world.trainer("CateNormTrainer"))
+        trainer.current_epoch = 1
+        trainer.on_train_epoch_start()
+        assert trainer.optimizer.param_groups[0]["lr"] < trainer.initial_lr
+        batch = tiny.batch_for(trainer, world.task)
+        first, second = trainer.network.eval()(batch["data"], mode="both")
+        assert (second[0] - first[0]).abs().max() > 0.01
+
+
+class TestCheckpoints:
+    def test_one_of_the_first_edition_loads_and_the_log_tells_what_it_lacks(
+        self, make_world: MakeWorld
+    ) -> None:
+        world = make_world(dim=2, norm="batch")
+        chosen = {"encoder_stages": [0], "plain_fraction": 0.0}
+        trainer = world.trainer("CateNormTrainer", {"catenorm": chosen})
+        trainer.run_training()
+        path = Path(trainer.output_folder, "checkpoint_final.pth")
+        checkpoint = torch.load(path, weights_only=False)
+        weights = checkpoint["network_weights"]
+        layers = [
+            own for own in trainer.network.catenorm["seg_layers"] if isinstance(own, OwnStatistics)
+        ]
+        for number, _ in enumerate(layers, start=len(trainer.network._modified)):
+            for key in [k for k in weights if k.startswith(f"catenorm.seg_layers.{number}.")]:
+                del weights[key]
+        settings = checkpoint["nnunet_ext"]["settings"]["catenorm"]
+        settings |= {"initialisation": "default", "follow_stage_kernel": False}
+        for name in ("stages", "prior", "prior_augmentation"):
+            del settings[name]
+        torch.save(checkpoint, path)
+
+        continued = world.trainer("CateNormTrainer", {"catenorm": chosen}, continue_training=True)
+        continued.initialize()
+        continued.load_checkpoint(str(path))
+        log = Path(continued.log_file).read_text()
+        assert f"lacks running statistics of each pass for {len(layers)} layers" in log
+        predictor = nnUNetPredictor(device=tiny.CPU, allow_tqdm=False)
+        predictor.initialize_from_trained_model_folder(trainer.output_folder_base, (0,))
+        assert predictor.network.lacks_statistics == len(layers)
+
+
+class TestScores:
+    @pytest.mark.parametrize("predict", ["first", "second"])
+    def test_nnunet_gets_the_scores_of_the_pass_that_answers(
+        self, make_world: MakeWorld, predict: str
+    ) -> None:
+        chosen = {"catenorm": {"plain_fraction": 0.0, "predict": predict}}
+        trainer = make_world(dim=2).trainer("CateNormTrainer", chosen)
+        trainer.run_training()
+        logged = trainer.logger.get_value("mean_fg_dice", step=-1)
+        scores = trainer.history.rows[-1]
+        assert logged == pytest.approx(scores[f"{predict}_pass_dice"])
+        assert scores["first_pass_dice"] != scores["second_pass_dice"]
+        gain = scores["second_pass_dice"] - scores["uniform_prior_dice"]
+        assert scores["prior_gain"] == pytest.approx(gain)
+
+    def test_predicting_by_the_first_pass_costs_what_stock_does(
+        self, make_world: MakeWorld
+    ) -> None:
+        world = make_world(dim=2)
+        chosen = {"catenorm": {"plain_fraction": 0.0, "predict": "first"}}
+        trainer = tiny.ready(world.trainer("CateNormTrainer", chosen))
+        runs = []
+        for module in trainer.network.modules():
+            if isinstance(module, nn.Conv2d):
+                module.register_forward_hook(lambda *_: runs.append(1))
+        trainer.network(world.task.images())
+        stock = [m for m in world.task.unet().modules() if isinstance(m, nn.Conv2d)]
+        assert len(runs) == len(stock)
+
+    @pytest.mark.parametrize("regions", [False, True])
+    def test_other_priors_know_nothing_another_image_or_the_labels(
+        self, make_world: MakeWorld, regions: bool
+    ) -> None:
+        world = make_world(regions=regions, ignore=True)
+        trainer = world.trainer("CateNormTrainer")
+        trainer.initialize()
+        batch = tiny.batch_for(trainer, world.task)
+        heads = world.task.heads
+        prior = torch.rand(2, heads, *world.task.patch_size)
+        others = other_priors(prior, batch["target"], trainer.label_manager, True)
+        assert (others["uniform"] == (0.5 if regions else 1 / heads)).all()
+        assert torch.equal(others["foreign"], prior.flip(0))
+        target = batch["target"][0]
+        ignored = target[:, -1] > 0 if regions else target[:, 0] == tiny.IGNORE
+        for channel in range(heads):
+            right = target[:, channel] > 0 if regions else target[:, 0] == channel
+            true = others["true"][:, channel]
+            assert torch.equal(true[~ignored], right[~ignored].float())
+            assert torch.equal(true[ignored], prior[:, channel][ignored])
+
+
+class TestCascade:
+    CHOSEN: ClassVar[dict[str, Any]] = {"catenorm": {"prior": "previous_stage"}}
+
+    def test_training_and_prediction_take_one_pass_under_the_previous_stage(
+        self, make_world: MakeWorld
+    ) -> None:
+        world = make_world(cascade=True)
+        trainer = world.trainer("CateNormTrainer", self.CHOSEN)
+        trainer.run_training()
+        plain, conditioned = trainer.history.rows
+        assert plain.keys() == {"epoch", "first_pass"}
+        scores = {"uniform_prior_dice", "foreign_prior_dice", "true_prior_dice", "prior_gain"}
+        assert conditioned.keys() == {"epoch", "conditioned_pass", *scores}
+        predictor = contract.load_predictor(
+            contract.Training(
+                contract.Recipe("CateNormTrainer", self.CHOSEN),
+                world,
+                trainer,
+                {},
+                Path(trainer.output_folder),
+            )
+        )
+        network = predictor.network.eval()
+        runs = []
+        network.encoder.stages[0].register_forward_hook(lambda *_: runs.append(1))
+        x = world.task.images()
+        x[:, 1:] = (x[:, 1:] > 1).float()
+        with torch.no_grad():
+            answer = network(x)
+            assert len(runs) == 1
+            previous = x[:, 1:]
+            prior = torch.cat([1 - previous.sum(1, keepdim=True), previous], 1)
+            assert torch.equal(answer, network(x, prior=prior, mode="second"))
+            assert not torch.equal(answer, network(x, mode="first"))
+        assert torch.equal(answer, contract.evaluate(trainer, x))
+
+    def test_it_starts_as_a_copy_of_a_stock_cascade_with_the_first_learning_rate(
+        self, make_world: MakeWorld
+    ) -> None:
+        world = make_world(dim=2, cascade=True)
+        trainer = tiny.ready(world.trainer("CateNormTrainer", self.CHOSEN))
+        trainer.current_epoch = 1
+        trainer.on_train_epoch_start()
+        assert trainer.optimizer.param_groups[0]["lr"] == trainer.initial_lr
+        x = world.task.images()
+        conditioned, plain = trainer.network(x), trainer.network(x, mode="first")
+        torch.testing.assert_close(conditioned, plain, atol=1e-4, rtol=0)
+
+    def test_of_regions_the_labels_are_the_prior(self, make_world: MakeWorld) -> None:
+        world = make_world(dim=2, cascade=True, regions=True)
+        trainer = world.trainer("CateNormTrainer", self.CHOSEN)
+        trainer.run_training()
+        scores = trainer.history.rows[-1]
+        assert "prior_gain" in scores
+        assert "true_prior_dice" not in scores  # labels are not among the targets
+
+    def test_a_configuration_without_previous_stage_is_refused(self, make_world: MakeWorld) -> None:
+        with pytest.raises(
+            SettingsError, match=r"has none\. Set it in 3d_cascade_fullres"
+        ) as error:
+            make_world().trainer("CateNormTrainer", self.CHOSEN)
+        assert '"tiny"' in str(error.value)
 
 
 class TestNetworkOfTheRecipe:

@@ -150,11 +150,13 @@ def _steps(
     }
 
 
+@pytest.mark.parametrize("updates", ["alternating", "joint"])
 def test_ranks_agree_where_updates_leave_parameters_unused(
-    make_world: MakeWorld, tmp_path: Path
+    make_world: MakeWorld, tmp_path: Path, updates: str
 ) -> None:
     world = make_world(dim=2)
-    settings = {"catenorm": {"plain_fraction": 0.0, "recompute": True}}
+    chosen = {"plain_fraction": 0.0, "recompute": True, "prior_augmentation": 1.0}
+    settings = {"catenorm": {**chosen, "updates": updates}}
     first, second = run(_steps, tmp_path, world, "CateNormTrainer", settings)
     assert tiny.same(first["weights"], second["weights"])
     # one wrapper, no matter what nnU-Net asks for; ranks may have no case to validate

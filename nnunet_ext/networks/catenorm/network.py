@@ -1,175 +1,33 @@
-"""CateNorm: normalisation whose affine part depends on the class predicted at each position.
+"""A planned U-Net that runs plainly or under a class map."""
 
-Paper: "CateNorm: Categorical Normalization for Robust Medical Image Segmentation",
-arXiv 2103.15858 (first version: "DualNorm-UNet"), DART workshop at MICCAI 2022.
-The paper's body was not available to us; the layer and the two passes follow the
-behaviour of the authors' published implementation, which belongs to the first version.
-"""
-
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import torch
-import torch.nn.functional as F  # noqa: N812
-from dynamic_network_architectures.building_blocks.helper import (
-    convert_dim_to_conv_op,
-    get_matching_batchnorm,
-    get_matching_instancenorm,
-)
 from dynamic_network_architectures.building_blocks.simple_conv_blocks import ConvDropoutNormReLU
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
-from torch.utils.checkpoint import checkpoint
 
 from nnunet_ext._common.errors import UserError
+from nnunet_ext.networks.catenorm.layer import CateNorm
+from nnunet_ext.networks.catenorm.passes import OwnStatistics, PriorInForce, SwitchedSequential
 
-Normalisation: TypeAlias = Literal["batch", "instance"]
 Logits: TypeAlias = Tensor | list[Tensor]
 """One tensor (B, K, *S), or one per scale, full resolution first (deep supervision)."""
 Pass: TypeAlias = Literal["auto", "first", "second", "both"]
 
-PAPER_ENCODER_STAGES = 4
+AUTHORS_ENCODER_STAGES = 4
 """The four highest-resolution encoder blocks are modified in the authors' own example."""
-KERNEL = 3
-"""Kernel size of the modulation along all axes."""
-
-
-class CateNorm(nn.Module):
-    r"""Parameter-free normalisation followed by a class-conditioned affine map.
-
-    With :math:`\hat x` the normalised features and :math:`m` the prior resized linearly
-    (aligned corners) to their shape,
-
-    .. math:: y = \hat x \cdot (1 + \gamma(m)) + \beta(m)
-
-    where :math:`\gamma` and :math:`\beta` are convolutions on a shared hidden map
-    :math:`\mathrm{ReLU}(\mathrm{conv}(m))` with ``num_features // reduction`` channels.
-    Mean and variance are per channel over all positions: there are no class-wise
-    statistics, the classes act through the modulation alone.
-
-    Args:
-        num_features: Channels C of the features.
-        num_classes: Channels K of the prior, background included if it is a class.
-        dim: Spatial dimensions, 2 or 3.
-        base: Family of the parameter-free normalisation.
-        reduction: Hidden width is ``max(1, num_features // reduction)``.
-        eps: Added to the variance.
-        momentum: Of the running statistics, None for a plain average; batch normalisation only.
-        recompute: Recompute the modulation in the backward pass instead of keeping it,
-            which trades time for memory.
-    """
-
-    def __init__(
-        self,
-        num_features: int,
-        num_classes: int,
-        dim: int,
-        base: Normalisation = "batch",
-        reduction: int = 2,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        recompute: bool = False,
-    ) -> None:
-        super().__init__()
-        if dim not in (2, 3):
-            raise ValueError(f"dim must be 2 or 3, got {dim}.")
-        if reduction < 1:
-            raise ValueError(f"reduction must be at least 1, got {reduction}.")
-        conv = convert_dim_to_conv_op(dim)
-        matching = {"batch": get_matching_batchnorm, "instance": get_matching_instancenorm}
-        if base not in matching:
-            raise ValueError(f'base must be "batch" or "instance", got "{base}".')
-        hidden = max(1, num_features // reduction)
-        self.norm = matching[base](conv)(num_features, eps=eps, momentum=momentum, affine=False)
-        self.shared = conv(num_classes, hidden, KERNEL, padding=KERNEL // 2)
-        self.gamma = conv(hidden, num_features, KERNEL, padding=KERNEL // 2)
-        self.beta = conv(hidden, num_features, KERNEL, padding=KERNEL // 2)
-        self.interpolation = "bilinear" if dim == 2 else "trilinear"
-        self.recompute = recompute
-
-    def forward(self, x: Tensor, prior: Tensor) -> Tensor:
-        """Normalise ``x`` under the class map ``prior``.
-
-        Args:
-            x: Features (B, C, *S).
-            prior: Class probabilities (B, K, *S0), any spatial size.
-
-        Returns:
-            Tensor of the shape and dtype of ``x``.
-        """
-        normalised = self.norm(x)
-        if prior.shape[2:] != x.shape[2:]:
-            prior = F.interpolate(prior, x.shape[2:], mode=self.interpolation, align_corners=True)
-        prior = prior.to(x.dtype)
-        if self.recompute and torch.is_grad_enabled():
-            # the normalisation stays outside: it must update running statistics only once
-            return checkpoint(self._modulate, normalised, prior, use_reentrant=False)
-        return self._modulate(normalised, prior)
-
-    def _modulate(self, normalised: Tensor, prior: Tensor) -> Tensor:
-        hidden = F.relu(self.shared(prior))
-        convolve = F.conv3d if hidden.ndim == 5 else F.conv2d
-        # both modulations by one convolution, which reads the hidden map only once
-        weight = torch.cat([self.gamma.weight, self.beta.weight])
-        bias = torch.cat([self.gamma.bias, self.beta.bias])
-        gamma, beta = convolve(hidden, weight, bias, padding=self.gamma.padding).chunk(2, dim=1)
-        # 1 + gamma is a tensor of its own, so that the backward pass does not keep beta, too
-        return torch.addcmul(beta, normalised, 1 + gamma)
-
-    @torch.no_grad()
-    def inherit(self, plain: _BatchNorm | _InstanceNorm) -> None:
-        """Start as an exact copy of the affine normalisation ``plain`` (same family).
-
-        Not in the paper: training from here begins without a jump in the loss, but learned
-        more slowly than random initialisation in a pilot.
-        """
-        for conv in (self.gamma, self.beta):
-            conv.weight.zero_()
-            conv.bias.zero_()
-        if plain.affine:
-            self.gamma.bias.copy_(plain.weight - 1)
-            self.beta.bias.copy_(plain.bias)
-        if isinstance(plain, _BatchNorm):
-            self.norm.running_mean.copy_(plain.running_mean)
-            self.norm.running_var.copy_(plain.running_var)
-            self.norm.num_batches_tracked.copy_(plain.num_batches_tracked)
-
-
-class _CurrentPrior:
-    """The class map under which the network runs at this moment, or None in a first pass."""
-
-    value: Tensor | None = None
-
-
-class _SwitchedSequential(nn.Sequential):
-    """The layers of one convolution block, with two sets of normalisation to choose from.
-
-    The plain normalisation keeps its place and name, so that the weights of this block are
-    those of a stock nnU-Net block. The CateNorm layer is registered elsewhere (see
-    :class:`CateNormUNet`) and only referred to from here.
-    """
-
-    def __init__(
-        self, layers: nn.Sequential, norm: nn.Module, catenorm: CateNorm, prior: _CurrentPrior
-    ) -> None:
-        super().__init__(*layers)
-        self._norm_position = list(layers).index(norm)
-        self._catenorm = (catenorm,)  # a tuple hides the layer from nn.Module's registration
-        self._prior = prior
-
-    def forward(self, x: Tensor) -> Tensor:
-        for position, layer in enumerate(self):
-            if position == self._norm_position and self._prior.value is not None:
-                x = self._catenorm[0](x, self._prior.value)
-            else:
-                x = layer(x)
-        return x
+FIRST_LOW_STAGE = 2
+"""Encoder stages from here on are low; those before are computed once for both passes."""
 
 
 class _ClassConditioning(nn.ModuleList):
-    """All CateNorm layers of a network, and two flags that must travel with its weights.
+    """Everything that only the second pass has, and two flags that must travel with the weights.
+
+    First all CateNorm layers, then the statistics that layers without one have in a second pass.
 
     ``active`` says whether the second pass has been trained, ``regions`` whether the prior
     is a sigmoid per region instead of a softmax over classes. Both are buffers, so that a
@@ -177,7 +35,7 @@ class _ClassConditioning(nn.ModuleList):
     the forward pass reads no tensor.
     """
 
-    def __init__(self, layers: Iterable[CateNorm]) -> None:
+    def __init__(self, layers: Iterable[nn.Module]) -> None:
         super().__init__(layers)
         self.is_active = False
         self.has_regions = False
@@ -210,7 +68,9 @@ class CateNormUNet(nn.Module):
 
     The first pass is the U-Net as it is. Its class probabilities, detached, are the prior
     of the second pass, in which the chosen blocks replace their normalisation by
-    :class:`CateNorm`. All convolutions are shared.
+    :class:`CateNorm`. All convolutions are shared, and what lies before the first of these blocks
+    is computed once for both passes. Batch normalisation behind it that is not replaced has running
+    statistics of its own in each pass; in the authors' code it mixes those of both.
 
     ``encoder`` and ``decoder`` are those of the U-Net, under nnU-Net's names: a stock
     checkpoint fits, and this one's first pass is a stock network. What is added lives in
@@ -222,11 +82,21 @@ class CateNormUNet(nn.Module):
             already initialised.
         num_classes: Number of output channels.
         encoder_stages: Stages whose normalisation is modified, 0 is full resolution; None
-            takes the first four, as in the authors' example, or as many as there are.
+            leaves it to ``stages``.
         decoder_stages: Likewise in the decoder, 0 is full resolution.
         reduction: See :class:`CateNorm`.
         recompute: See :class:`CateNorm`.
         predict: Pass that answers in ``mode="auto"``.
+        stages: ``"high"`` modifies the first four encoder stages, as in the authors' example, or
+            as many as there are; ``"low"`` those from the third on and the whole decoder.
+        image_channels: If given, input channels from here on hold the foreground of a segmentation,
+            one for each label, as in nnU-Net's cascade. They are the prior of a single pass.
+
+    Attributes:
+        disturb: Applied to priors (B, K, *S) in training, if any; returns such.
+        lacks_statistics: How many layers lacked running statistics of each pass in the weights that
+            were loaded last. Those of the first edition do, whose passes shared them; each pass
+            then starts from these.
 
     Raises:
         UserError: If a stage does not exist, or the U-Net is of another kind or has neither
@@ -245,9 +115,14 @@ class CateNormUNet(nn.Module):
         reduction: int = 2,
         recompute: bool = False,
         predict: Literal["second", "first"] = "second",
+        stages: Literal["high", "low"] = "high",
+        image_channels: int | None = None,
     ) -> None:
         super().__init__()
         self.predict = predict
+        self.disturb: Callable[[Tensor], Tensor] | None = None
+        self.lacks_statistics = 0
+        self.image_channels = image_channels
         if not (hasattr(unet, "encoder") and hasattr(unet, "decoder")):
             raise UserError(
                 f"CateNorm needs a plain-conv or residual-encoder U-Net, but the plans ask for "
@@ -255,17 +130,30 @@ class CateNormUNet(nn.Module):
             )
         self.encoder = unet.encoder
         self.decoder = unet.decoder
-        self._prior = _CurrentPrior()
-        if encoder_stages is None:
-            encoder_stages = range(min(PAPER_ENCODER_STAGES, len(self.encoder.stages)))
+        self._prior = PriorInForce()
+        if image_channels is not None:
+            inputs = next(self.encoder.parameters()).shape[1]
+            num_classes = inputs - image_channels + 1  # background has no channel
+        depth = len(self.encoder.stages)
+        if encoder_stages is None and stages == "low":
+            encoder_stages = range(min(FIRST_LOW_STAGE, depth), depth)
+            decoder_stages = range(len(self.decoder.stages))
+        elif encoder_stages is None:
+            encoder_stages = range(min(AUTHORS_ENCODER_STAGES, depth))
 
         self._modified: tuple[_ModifiedBlock, ...] = tuple(
             self._modify(block, num_classes, reduction, recompute)
             for stage in self._stages(encoder_stages, decoder_stages)
             for block in _conv_blocks(stage)
         )
-        layers = _ClassConditioning(modified.catenorm for modified in self._modified)
+        self._shared_stages = min(encoder_stages, default=depth)
+        names = self._split_statistics()
+        layers = _ClassConditioning([m.catenorm for m in self._modified] + list(names.values()))
         self.catenorm = nn.ModuleDict({"seg_layers": layers})
+        self._sources = {
+            f"catenorm.seg_layers.{number}.norm.": f"{name}.norm."
+            for number, name in enumerate(names, start=len(self._modified))
+        }
 
     def _stages(
         self, encoder_stages: Sequence[int], decoder_stages: Sequence[int]
@@ -308,8 +196,49 @@ class CateNormUNet(nn.Module):
             recompute=recompute,
         )
         # only all_modules is executed by the block, so this is where to switch
-        block.all_modules = _SwitchedSequential(block.all_modules, norm, catenorm, self._prior)
+        block.all_modules = SwitchedSequential(block.all_modules, norm, catenorm, self._prior)
         return _ModifiedBlock(block, catenorm)
+
+    def _split_statistics(self) -> dict[str, OwnStatistics]:
+        """Give what both passes run through, each on its own, other statistics in the second.
+
+        Returns:
+            Name of the block -> what normalises it in a second pass.
+        """
+        apart = {
+            **{f"encoder.stages.{n}": s for n, s in enumerate(self.encoder.stages)},
+            **{f"decoder.stages.{n}": s for n, s in enumerate(self.decoder.stages)},
+        }
+        for shared in range(self._shared_stages):
+            del apart[f"encoder.stages.{shared}"]
+        found = {}
+        for place, stage in apart.items():
+            for name, block in stage.named_modules(prefix=place):
+                if not isinstance(block, ConvDropoutNormReLU):
+                    continue
+                is_modified = isinstance(block.all_modules, SwitchedSequential)
+                norm = getattr(block, "norm", None)
+                if isinstance(norm, _BatchNorm) and norm.track_running_stats and not is_modified:
+                    found[name] = OwnStatistics(norm)
+                    block.all_modules = SwitchedSequential(
+                        block.all_modules, norm, found[name], self._prior
+                    )
+        return found
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Accept weights of the first edition."""
+        lacking = [
+            own for own in self._sources if not any(k.startswith(prefix + own) for k in state_dict)
+        ]
+        flagged = f"{prefix}catenorm.seg_layers.active" in state_dict
+        self.lacks_statistics = len(lacking) if flagged else 0
+        for own in lacking if flagged else ():
+            for key, buffer in self.get_submodule(own.rstrip(".")).named_buffers():
+                source = prefix + self._sources[own] + key
+                state_dict[prefix + own + key] = state_dict.get(source, buffer)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     @property
     def _conditioning(self) -> _ClassConditioning:
@@ -332,6 +261,9 @@ class CateNormUNet(nn.Module):
         if initialisation == "inherit":
             for modified in self._modified:
                 modified.catenorm.inherit(modified.block.norm)
+        for layer in self._conditioning:
+            if isinstance(layer, OwnStatistics):
+                layer.inherit()
         self._conditioning.set_flags(active=True, regions=self._conditioning.has_regions)
 
     def use_regions(self, regions: bool) -> None:
@@ -343,13 +275,20 @@ class CateNormUNet(nn.Module):
 
         Returns:
             Detached float32 probabilities (B, K, *S): softmax over classes or, for regions,
-            a sigmoid each, where all zero means background.
+            a sigmoid each, where all zero means background. In training disturbed, if asked for.
         """
         full_resolution = logits[0] if isinstance(logits, list | tuple) else logits
         full_resolution = full_resolution.detach().float()
         if self._conditioning.has_regions:
-            return torch.sigmoid(full_resolution)
-        return torch.softmax(full_resolution, dim=1)
+            prior = torch.sigmoid(full_resolution)
+        else:
+            prior = torch.softmax(full_resolution, dim=1)
+        return self.disturb(prior) if self.training and self.disturb is not None else prior
+
+    def previous_stage(self, x: Tensor) -> Tensor:
+        """Take the prior (B, K, *S), background first, out of the input of a cascade's network."""
+        foreground = x[:, self.image_channels :]
+        return torch.cat([1 - foreground.sum(1, keepdim=True), foreground], 1)
 
     def forward(
         self, x: Tensor, prior: Tensor | None = None, mode: Pass = "auto"
@@ -362,29 +301,54 @@ class CateNormUNet(nn.Module):
             mode: ``"first"`` runs the plain network, ``"second"`` the conditioned one under
                 ``prior``, ``"both"`` returns the logits of both passes. ``"auto"``, which
                 the predictor uses, returns those of the pass chosen by ``predict``, and of
-                the first while CateNorm is not active.
+                the first while CateNorm is not active; under the previous stage, of the
+                conditioned network as soon as it is active.
 
         Raises:
             ValueError: If ``mode="second"`` comes without a prior.
         """
-        if mode == "second":
-            if prior is None:
-                raise ValueError('mode="second" needs a prior.')
-            return self._second_pass(x, prior)
-        first: Logits = self.decoder(self.encoder(x))
+        if mode == "second" and prior is None:
+            raise ValueError('mode="second" needs a prior.')
+        shared = self._shared_features(x)
+        if mode == "auto" and self.image_channels is not None and self.active:
+            return self._second_pass(shared, self.previous_stage(x))
+        if prior is not None and mode == "second":
+            return self._second_pass(shared, prior)
+        first = self._from(shared)
         # in this order, because a compiled network depends on all attributes that it looks at
         if mode == "first" or (mode == "auto" and (self.predict == "first" or not self.active)):
             return first
-        second = self._second_pass(x, self.prior_from(first))
+        second = self._second_pass(shared, self.prior_from(first))
         return (first, second) if mode == "both" else second
 
-    def _second_pass(self, x: Tensor, prior: Tensor) -> Logits:
-        self._prior.value = prior.detach()
-        try:
-            logits: Logits = self.decoder(self.encoder(x))
-        finally:  # a prior left behind would turn the next first pass into a second one
-            self._prior.value = None
+    def _shared_features(self, x: Tensor) -> list[Tensor]:
+        """Run what lies before the first modified layer.
+
+        Returns:
+            The input of the first stage that is left, and before it what those that ran gave.
+        """
+        stem = getattr(self.encoder, "stem", None)
+        features = [x if stem is None else stem(x)]
+        for stage, _ in zip(self.encoder.stages, range(self._shared_stages), strict=False):
+            features.append(stage(features[-1]))
+        return features
+
+    def _from(self, shared: list[Tensor]) -> Logits:
+        _, *skips = shared
+        x = shared[-1]
+        for number, stage in enumerate(self.encoder.stages):
+            if number >= self._shared_stages:
+                x = stage(x)
+                skips.append(x)
+        logits: Logits = self.decoder(skips)
         return logits
+
+    def _second_pass(self, shared: list[Tensor], prior: Tensor) -> Logits:
+        self._prior.set(prior)
+        try:
+            return self._from(shared)
+        finally:  # a prior left behind would turn the next first pass into a second one
+            self._prior.set(None)
 
 
 def _conv_blocks(stage: nn.Module) -> Iterator[ConvDropoutNormReLU]:
