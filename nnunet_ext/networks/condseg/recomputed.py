@@ -20,23 +20,24 @@ def recomputed(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
     return result
 
 
-def on_prepared(block: nn.Sequential, prepare: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+def on_prepared(block: nn.Module, prepare: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     """Run a block on what is made of ``inputs``, which is made again instead of being kept.
 
-    The block's first layer, a convolution, does not run again: its input is all that is missing.
-    ``torch.compile`` decides itself what to compute again, and would let the convolution run.
+    The block is a sequence. Its first layer, a convolution, does not run again: its input is all
+    that is missing. ``torch.compile`` decides itself what to compute again, and would let the
+    convolution run.
     """
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():
         prepared: Tensor = block(prepare(*inputs))
         return prepared
-    conv, *others = block
+    conv, *others = block.children()
     x = recomputed(lambda *given: conv(prepare(*given)), *inputs)
     for layer in others:
         x = layer(x)
     return x
 
 
-def on_joined(block: nn.Sequential, features: Sequence[Tensor], size: Sequence[int]) -> Tensor:
+def on_joined(block: nn.Module, features: Sequence[Tensor], size: Sequence[int]) -> Tensor:
     """Run a block on features of several levels (B, C_i, *S_i), brought to one spatial size."""
 
     def join(*levels: Tensor) -> Tensor:
