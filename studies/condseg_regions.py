@@ -30,7 +30,7 @@ from torch import Tensor
 from nnunet_ext._common import pictures
 from nnunet_ext.losses.condseg import region_probabilities
 from nnunet_ext.networks.condseg.network import DecoupledLogits
-from nnunet_ext.networks.condseg.parts import resize
+from nnunet_ext.networks.condseg.recomputed import resize
 from nnunet_ext.trainers.distributed import unwrap
 from studies import models, record
 

@@ -129,13 +129,19 @@ class _Work:
             command.append("--val")  # only the validation is missing
         elif any(self.fold.glob("checkpoint_*.pth")):
             command.append("--c")
+        elif first := self.benchmark.arms[self.cell.arm].begins_with:
+            weights = self._model_of(first) / self.fold.name / FINAL
+            command += ["-pretrained_weights", str(weights)]
         self._call(command)
+
+    def _model_of(self, arm: str) -> Path:
+        other = Cell(arm, self.cell.configuration, self.cell.seed, self.cell.fold)
+        return self.layout.model(other, self.prepared.trainings[arm].trainer)
 
     def _take_weights(self, source: str) -> None:
         from nnunet_ext.trainers import checkpoint
 
-        other = Cell(source, self.cell.configuration, self.cell.seed, self.cell.fold)
-        model = self.layout.model(other, self.training.trainer)
+        model = self._model_of(source)
         self.fold.mkdir(parents=True, exist_ok=True)
         for name in (DATASET_JSON, "dataset_fingerprint.json"):
             shutil.copyfile(model / name, self.model / name)

@@ -99,7 +99,8 @@ class Layout:
 
     def needed_by(self, cell: Cell) -> list[Cell]:
         """Cells that must be done before this one can begin."""
-        source = self.benchmark.arms[cell.arm].weights_of
+        arm = self.benchmark.arms[cell.arm]
+        source = arm.weights_of or arm.begins_with
         if cell.fold is None:
             return [
                 Cell(cell.arm, cell.configuration, cell.seed, fold) for fold in self.benchmark.folds

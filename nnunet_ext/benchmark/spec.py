@@ -41,6 +41,7 @@ class Arm:
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)  # beside the benchmark's
     plans: str | None = None
     weights_of: str | None = None  # the arm whose weights are evaluated under these settings
+    begins_with: str | None = None  # the arm from whose trained weights its training begins
     description: str = ""
 
 
@@ -116,6 +117,11 @@ class Benchmark:
                 yield f'arm "{name}": weights_of must name an arm that is trained'
             elif other and (other.trainer, other.plans) != (arm.trainer, arm.plans):
                 yield f'arm "{name}" must have trainer and plans of "{arm.weights_of}"'
+            first = self.arms.get(arm.begins_with) if arm.begins_with else None
+            if arm.begins_with and (first is None or first.begins_with or first.weights_of):
+                yield f'arm "{name}": begins_with must name an arm that is trained from scratch'
+            elif first and (arm.weights_of or first.plans != arm.plans):
+                yield f'arm "{name}" must be trained, with the plans of "{arm.begins_with}"'
         for holder, settings in holders.items():
             if "seed" in settings:
                 yield f'{holder} must not hold a seed; "seeds" says how many there are'

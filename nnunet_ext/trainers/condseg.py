@@ -14,12 +14,12 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from nnunet_ext._common.errors import CheckpointError
+from nnunet_ext._common.errors import CheckpointError, SettingsError
 from nnunet_ext.augmentation import strong_view
 from nnunet_ext.losses import ConsistencyReinforcementLoss, SemanticDecouplingLoss
 from nnunet_ext.losses.condseg import AnyForeground, any_foreground
 from nnunet_ext.networks import ConDSegNet
-from nnunet_ext.networks.condseg.network import FIRST_EDITION
+from nnunet_ext.networks.condseg.network import FIRST_EDITION, DecoupledLogits
 from nnunet_ext.settings.condseg import ConDSegSettings
 from nnunet_ext.trainers.base import ExtensionTrainer
 from nnunet_ext.trainers.configured import SettingsByMethod
@@ -79,10 +79,20 @@ class ConDSegTrainer(ExtensionTrainer):
         )
 
     def apply_training_settings(self) -> None:
-        """Go without deep supervision, which the method lacks."""
+        """Go without deep supervision, which the method lacks.
+
+        Raises:
+            SettingsError: If regions, which overlap, are to have maps of classes.
+        """
         super().apply_training_settings()
+        chosen = self.settings.of(ConDSegSettings)
+        if chosen.maps == "classes" and self.label_manager.has_regions:
+            raise SettingsError(
+                'condseg.maps is "classes", but the labels are regions, which overlap. Choose '
+                '"merged".'
+            )
         # now, because targets, loss and data loaders are made for it
-        self.enable_deep_supervision = self.settings.of(ConDSegSettings).decoder == "plan"
+        self.enable_deep_supervision = chosen.decoder == "plan"
 
     @property
     def _bare(self) -> ConDSegNet:
@@ -177,16 +187,14 @@ class ConDSegTrainer(ExtensionTrainer):
     def _losses_of_decoder(self, data: Tensor, target: Tensor) -> Losses:
         if self._auxiliary_weight is None:
             self._auxiliary_weight = self._balance(data, target)
-        segmentation, maps, uncertain = self._decoupled(self.network, data, target)
+        answer = self.network(data, answer="decoupled")
+        segmentation, maps, uncertain = self._decoupled(answer, target)
         self._uncertain.append(uncertain)
         weighted = {name: self._auxiliary_weight * loss for name, loss in maps.items()}
         return {"segmentation": segmentation, **weighted}
 
-    def _decoupled(
-        self, network: nn.Module, data: Tensor, target: Tensor
-    ) -> tuple[Tensor, Losses, Tensor]:
+    def _decoupled(self, answer: DecoupledLogits, target: Tensor) -> tuple[Tensor, Losses, Tensor]:
         """The losses of segmentation and maps, and the share of what is uncertain."""
-        answer = network(data, answer="decoupled")
         parts = self._decoupling(answer.maps, self._any_foreground(target, answer.maps.shape[1]))
         scale = AUXILIARY_WEIGHT / (parts.foreground_weight + parts.background_weight)
         maps = {
@@ -200,15 +208,19 @@ class ConDSegTrainer(ExtensionTrainer):
         """The most weight at which the maps move the encoder no more than the segmentation does.
 
         Looked up with the first batch of each epoch, so that a continued training finds the same.
+        Gradients end at the deepest features, through which alone the maps reach the encoder; the
+        segmentation reaches it through all, so that its part is rather underestimated.
         """
         network = self._bare  # without compilation, which would not keep the graph
-        segmentation, maps, _ = self._decoupled(network, data, target)
-        encoder = list(network.encoder.parameters())
+        # not without recording: mixed precision would go on with weights that have no gradient
+        *finer, deepest = (x.detach() for x in network.encoder(data))
+        features = [*finer, deepest.requires_grad_()]
+        segmentation, maps, _ = self._decoupled(network.answer(features, "decoupled"), target)
         norms = []
         for loss in (segmentation, torch.stack(list(maps.values())).sum()):
             # scaled, because half precision loses small gradients
-            gradients = torch.autograd.grad(PROBE_SCALE * loss, encoder, retain_graph=True)
-            norms.append(float(torch.stack([g.float().norm() for g in gradients]).norm()))
+            (gradient,) = torch.autograd.grad(PROBE_SCALE * loss, deepest, retain_graph=True)
+            norms.append(float(gradient.float().norm()))
         of_segmentation, of_maps = np.mean(gather(norms), axis=0).tolist()
         ratio = of_maps / max(of_segmentation, np.finfo(np.float32).tiny)
         weight = 1 / max(1.0, ratio)

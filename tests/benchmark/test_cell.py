@@ -218,6 +218,28 @@ def test_weights_of_another_arm_are_evaluated_under_the_arms_own_plans(
     assert weights["init_args"]["configuration"] == FIRST_PASS.trained_configuration
 
 
+def test_a_training_begins_with_the_weights_of_another_arm_once(
+    make_layout: Callable[..., Layout], nnunet: FakeNnunet
+) -> None:
+    arms = {
+        "stock": {"trainer": "nnUNetTrainer"},
+        "CateNorm": {"trainer": "CateNormTrainer", "begins_with": "stock"},
+    }
+    layout = make_layout(arms=arms)
+    assert layout.needed_by(CATENORM) == [STOCK]
+    run(layout, STOCK)
+    nnunet.raise_in["train"] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        run(layout, CATENORM)
+    nnunet.raise_in.clear()
+    assert run(layout, CATENORM) == "done"
+    weights = layout.model(STOCK, "nnUNetTrainer") / "fold_0" / "checkpoint_final.pth"
+    assert nnunet.calls[1][-2:] == ["-pretrained_weights", str(weights)]
+    assert weights.exists()
+    assert nnunet.calls[2][-1] == "--c"
+    assert "-pretrained_weights" not in nnunet.calls[2]
+
+
 def test_degraded_images_are_predicted_by_the_fold_that_held_them_out(
     make_layout: Callable[..., Layout], nnunet: FakeNnunet
 ) -> None:

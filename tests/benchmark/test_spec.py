@@ -76,6 +76,16 @@ def test_what_is_written_is_what_was_read(tmp_path: Path) -> None:
             {"arms": {"a": {"trainer": "T", "weights_of": "b"}, "b": {"trainer": "U"}}},
             'arm "a" must have trainer and plans of "b"',
         ),
+        ({"arms": {"a": {"trainer": "T", "begins_with": "a"}}}, "begins_with must name an arm"),
+        (
+            {
+                "arms": {
+                    "a": {"trainer": "T", "begins_with": "b"},
+                    "b": {"trainer": "U", "plans": "P"},
+                }
+            },
+            'arm "a" must be trained, with the plans of "b"',
+        ),
         ({"splits": [{"validation": "("}], "folds": [0]}, "not a regular expression"),
         ({"subject": "abc"}, "exactly one group"),
         ({"degradations": {"very blurred": {"blur": 2.0}}}, "only letters"),

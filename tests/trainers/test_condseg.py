@@ -374,15 +374,23 @@ class TestLosses:
         monkeypatch.setattr(condseg, "AUXILIARY_WEIGHT", 200.0 if loud else 0.02)
         trainer = tiny.ready(world.trainer("ConDSegTrainer", settings(first_phase=0.0, maps=maps)))
         batch = tiny.batch_for(trainer, world.task)
-        losses = trainer.compute_losses(batch["data"], batch["target"], batch["keys"])
-        encoder = list(trainer.network.encoder.parameters())
+        trainer.compute_losses(batch["data"], batch["target"], batch["keys"])
+        features = trainer.network.encoder(batch["data"])
+        answer = trainer.network.answer(features, "decoupled")
+        segmentation, parts_of_maps, _ = trainer._decoupled(answer, batch["target"])
+        maps_loss = trainer._auxiliary_weight * torch.stack(list(parts_of_maps.values())).sum()
 
-        def norm(names: set[str]) -> Tensor:
-            loss = torch.stack([losses[name] for name in names]).sum()
-            gradients = torch.autograd.grad(loss, encoder, retain_graph=True)
-            return torch.cat([gradient.flatten() for gradient in gradients]).norm()
+        def share_of(places: list[Tensor]) -> float:
+            norms = [
+                torch.cat(
+                    [g.flatten() for g in torch.autograd.grad(loss, places, retain_graph=True)]
+                ).norm()
+                for loss in (maps_loss, segmentation)
+            ]
+            return float(norms[0] / norms[1])
 
-        share = float(norm(SECOND - {"segmentation"}) / norm({"segmentation"}))
+        share = share_of(features[-1:])
+        assert share_of(list(trainer.network.encoder.parameters())) <= share
         assert trainer._figures["auxiliary_share"] == pytest.approx(share, rel=1e-3)
         if loud:
             assert share == pytest.approx(1, rel=1e-3)
@@ -481,6 +489,10 @@ class TestBadInput:
     ) -> None:
         with pytest.raises(UserError, match=next(iter(chosen))):
             make_world(dim=2).trainer("ConDSegTrainer", settings(**chosen))
+
+    def test_regions_have_no_maps_of_classes(self, make_world: MakeWorld) -> None:
+        with pytest.raises(UserError, match=r'regions, which overlap\. Choose "merged"'):
+            make_world(dim=2, regions=True).trainer("ConDSegTrainer", settings(maps="classes"))
 
 
 def _both_phases(rank: int, folder: str) -> None:

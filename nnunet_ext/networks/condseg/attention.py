@@ -15,6 +15,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from nnunet_ext.networks.condseg.parts import ConvStyle, PerAxis
+from nnunet_ext.networks.condseg.recomputed import on_joined, recomputed
 
 Window: TypeAlias = tuple[int, ...]
 """Odd edge lengths of the attention window."""
@@ -206,22 +207,37 @@ class ContrastDrivenFeatureAggregation(nn.Module):
             style.block(width, width, kernel),
         )
 
-    def forward(self, x: Tensor, foreground: Tensor, background: Tensor) -> Tensor:
-        """Aggregate features (B, ``inputs``, *S) under guides (B, ``width``, *S).
+    def forward(
+        self, x: Tensor, foreground: Tensor, background: Tensor, deeper: Tensor | None = None
+    ) -> Tensor:
+        """Aggregate features under guides, of which attention is not kept for gradients.
+
+        Args:
+            x: Features (B, C, *S).
+            foreground: Guide (B, ``width``, *S).
+            background: Likewise.
+            deeper: Features of the level below, of any size, which are joined with ``x``;
+                together they have ``inputs`` channels.
 
         Returns:
             Features (B, ``width``, *S).
         """
-        x = self.enter(x)
+        first, second = self.enter
+        features = [x] if deeper is None else [x, deeper]
+        x = second(on_joined(first, features, x.shape[2:]))
         if self.window is None:
             x = torch.cat([x, foreground, background], dim=1)
         else:
             x = self.value(x)
             for guide, scores in ((foreground, self.foreground), (background, self.background)):
-                attention = self._attention(scores, guide).to(x.dtype)
-                x = self.project(aggregate(x, attention, self.window, self.normalise))
+                x = self.project(recomputed(self._exchange, x, guide, scores))
         left: Tensor = self.leave(x)
         return left
+
+    def _exchange(self, x: Tensor, guide: Tensor, scores: nn.Module) -> Tensor:
+        assert self.window is not None
+        attention = self._attention(scores, guide).to(x.dtype)
+        return aggregate(x, attention, self.window, self.normalise)
 
     def _attention(self, scores: nn.Module, guide: Tensor) -> Tensor:
         """Attention (B, heads, K, K, *S) in float32, whose rows sum to 1."""

@@ -28,8 +28,8 @@ from nnunet_ext.networks.condseg.parts import (
     DilatedBlock,
     SemanticInformationDecoupling,
     SizeAwareDecoder,
-    resize,
 )
+from nnunet_ext.networks.condseg.recomputed import on_prepared, resize
 
 Answer: TypeAlias = Literal["logits", "head", "decoupled"]
 Decoder: TypeAlias = Literal["condseg", "alone", "head", "plan"]
@@ -183,12 +183,15 @@ class ConDSegNet(nn.Module):
                 those of stock nnU-Net; ``"head"``, the light head's; ``"decoupled"`` for training
                 the method's decoder, which gives :class:`DecoupledLogits`.
         """
-        features = self.encoder(x)
+        return self.answer(self.encoder(x), answer)
+
+    def answer(self, features: Sequence[Tensor], answer: Answer) -> Any:
+        """Answer as :meth:`forward` does, from features (B, C_s, *S_s) of all encoder stages."""
         if self.kind == "plan" and answer != "head":
             return self.decoder(features)
         head: Tensor | None = None
         if answer == "head" or self.kind != "alone":
-            head = self.head["seg_layers"](features, x.shape[2:])
+            head = self.head["seg_layers"](features, features[0].shape[2:])
         if answer == "head" or self.kind == "head":
             return head
         decoded = self.decoder["seg_layers"](features, decoupled=answer == "decoupled")
@@ -361,17 +364,21 @@ class ConDSegDecoder(nn.Module):
         aggregated: list[Tensor] = []  # finest first
         for level in range(len(features) - 1, 0, -1):
             x = self.dilated[level - 1](features[level])
-            if aggregated:
-                x = torch.cat([x, resize(aggregated[0], sizes[level])], dim=1)
             foreground, background = guides["foreground"], guides["background"]
-            x = self.aggregation[level - 1](x, foreground[-level], background[-level])
+            deeper = aggregated[0] if aggregated else None
+            x = self.aggregation[level - 1](x, foreground[-level], background[-level], deeper)
             aggregated.insert(0, x)
-        x = resize(self.size_aware(aggregated), sizes[0])
-        logits = self.output(x + self.skip(features[0]))
+        first, second, last = self.output
+        x = on_prepared(first, _add, self.size_aware(aggregated), self.skip(features[0]))
+        logits = last(second(x))
         if not decoupled:
             return logits
         maps = [self.map_logits[name](levels[-1]) for name, levels in guides.items()]
         return DecoupledLogits(logits, torch.cat(maps, dim=1))
+
+
+def _add(deep: Tensor, skip: Tensor) -> Tensor:
+    return resize(deep, skip.shape[2:]) + skip
 
 
 def _stage_sizes(encoder: Any, input_size: Sequence[int]) -> list[list[int]]:

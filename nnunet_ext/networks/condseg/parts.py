@@ -19,6 +19,9 @@ from dynamic_network_architectures.building_blocks.helper import (
     get_matching_batchnorm,
 )
 from torch import Tensor, nn
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from nnunet_ext.networks.condseg.recomputed import on_joined, on_prepared
 
 PerAxis: TypeAlias = int | Sequence[int]
 """One number for all axes, or one for each."""
@@ -58,7 +61,8 @@ class ConvStyle:
     @classmethod
     def planned(cls, encoder: Any) -> "ConvStyle":
         """The style of an encoder of dynamic_network_architectures."""
-        norm = encoder.norm_op and partial(encoder.norm_op, **(encoder.norm_op_kwargs or {}))
+        kind = _QUICK.get(encoder.norm_op, encoder.norm_op)
+        norm = kind and partial(kind, **(encoder.norm_op_kwargs or {}))
         nonlin = partial(encoder.nonlin, **(encoder.nonlin_kwargs or {}))
         return cls(convert_conv_op_to_dim(encoder.conv_op), norm, nonlin)
 
@@ -123,15 +127,22 @@ class _Conv3d(nn.Conv3d):
         return convolved
 
 
-def resize(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Interpolate (B, C, *S) linearly, with aligned corners, to this spatial size.
+class _QuickOnCpu(_InstanceNorm):
+    """The same numbers for prediction, in a sixth of the time that PyTorch takes on a CPU."""
 
-    By size and not by factor, because nnU-Net plans strides such as (1, 2, 2).
-    """
-    if tuple(x.shape[2:]) == tuple(size):
-        return x
-    mode = "bilinear" if x.ndim == 4 else "trilinear"
-    return F.interpolate(x, tuple(size), mode=mode, align_corners=True)
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or torch.is_grad_enabled() or self.track_running_stats:
+            return super().forward(x)
+        return F.group_norm(x, self.num_features, self.weight, self.bias, self.eps)
+
+
+class _InstanceNorm2d(_QuickOnCpu, nn.InstanceNorm2d): ...
+
+
+class _InstanceNorm3d(_QuickOnCpu, nn.InstanceNorm3d): ...
+
+
+_QUICK: dict[Any, Any] = {nn.InstanceNorm2d: _InstanceNorm2d, nn.InstanceNorm3d: _InstanceNorm3d}
 
 
 class ChannelAttention(nn.Module):
@@ -219,8 +230,12 @@ class DilatedBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Turn features (B, ``inputs``, *S) into (B, ``width``, *S)."""
-        seen = self.after_branches(torch.cat([branch(x) for branch in self.branches], dim=1))
-        attended: Tensor = self.attention(self.nonlin(self.fuse(seen) + self.shortcut(x)))
+        seen = torch.cat([branch(x) for branch in self.branches], dim=1)
+        *normalise, attend = self.after_branches
+        for layer in normalise:
+            seen = layer(seen)
+        fused = on_prepared(self.fuse, attend, seen)
+        attended: Tensor = self.attention(self.nonlin(fused + self.shortcut(x)))
         return attended
 
 
@@ -305,7 +320,7 @@ class Ascent(nn.Module):
         """Turn features (B, C, *S) into those at each of ``sizes``, one for each block."""
         risen = []
         for block, size in zip(self.blocks, sizes, strict=True):
-            x = block(resize(x, size))
+            x = on_joined(block, [x], size)
             risen.append(x)
         return risen
 
@@ -332,7 +347,7 @@ class DecoderBlock(nn.Module):
 
     def forward(self, deep: Tensor, skip: Tensor) -> Tensor:
         """Merge ``deep`` (B, W, *S1) into ``skip`` (B, W, *S2); the result is like ``skip``."""
-        x1 = self.reduce(torch.cat([resize(deep, skip.shape[2:]), skip], dim=1))
+        x1 = on_joined(self.reduce, [deep, skip], skip.shape[2:])
         x2 = self.nonlin(self.first(x1) + x1)
         x3 = self.nonlin(self.second(x2) + x2 + x1)
         merged: Tensor = self.attention(self.nonlin(self.third(x3) + x3 + x2 + x1))
@@ -375,6 +390,4 @@ class SizeAwareDecoder(nn.Module):
             block(features[finer + 1], features[finer])
             for finer, block in zip(self.pairs, self.blocks, strict=True)
         ]
-        size = features[0].shape[2:]
-        fused: Tensor = self.fuse(torch.cat([resize(x, size) for x in decoded], dim=1))
-        return fused
+        return on_joined(self.fuse, decoded, features[0].shape[2:])

@@ -3,6 +3,7 @@
 import itertools
 import re
 from collections.abc import Mapping
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from nnunet_ext.networks import (
     SizeAwareDecoder,
 )
 from nnunet_ext.networks.condseg.attention import aggregate, attention_values, plan_attention
-from nnunet_ext.networks.condseg.parts import ConvStyle, DecoderBlock, DilatedBlock, resize
+from nnunet_ext.networks.condseg.parts import ConvStyle, DecoderBlock, DilatedBlock
+from nnunet_ext.networks.condseg.recomputed import resize
 from tests.fixtures import reference
 
 FULL = (3, 3)
@@ -237,6 +239,29 @@ class TestBudget:
 
 
 class TestParts:
+    @pytest.mark.parametrize("dim", [2, 3])
+    @pytest.mark.parametrize("images", [1, 2])
+    def test_images_are_normalised_as_by_the_encoder(self, dim: int, images: int) -> None:
+        kind = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}[dim]
+        encoder = SimpleNamespace(
+            norm_op=kind,
+            norm_op_kwargs={"affine": True},
+            nonlin=nn.ReLU,
+            nonlin_kwargs=None,
+            conv_op={2: nn.Conv2d, 3: nn.Conv3d}[dim],
+        )
+        make = ConvStyle.planned(encoder).norm
+        assert make is not None
+        ours, theirs = make(4), kind(4, affine=True)
+        for weight in theirs.parameters():
+            nn.init.normal_(weight)
+        ours.load_state_dict(theirs.state_dict())
+        x = torch.randn(images, 4, *[5] * dim)
+        with torch.no_grad():
+            torch.testing.assert_close(ours(x), theirs(x))
+            assert not torch.equal(ours(x), x)
+        assert torch.equal(ours(x), theirs(x))
+
     @pytest.mark.parametrize(("dim", "levels"), list(itertools.product((2, 3), (3, 4, 5, 6))))
     def test_three_pairs_of_levels_are_decoded(self, dim: int, levels: int) -> None:
         decoder = SizeAwareDecoder(4, ConvStyle.paper(dim), [3] * levels)
