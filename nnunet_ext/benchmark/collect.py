@@ -186,12 +186,6 @@ def _portable(text: str, layout: Layout) -> str:
     return text.replace(raw, "$nnUNet_raw") if raw else text
 
 
-def without_images(results: Results) -> Results:
-    """The same without anything that shows or locates images, for data that must not be spread."""
-    columns = ["image", "truth", "prediction"]
-    return replace(results, scores=results.scores.assign(**dict.fromkeys(columns, "")))
-
-
 def _scores(
     layout: Layout,
     prepared: Prepared,

@@ -29,6 +29,7 @@ from nnunet_ext.domains.assignment import Domains, read_domains, refuse_unfit_fo
 from nnunet_ext.domains.splits import (
     SPLITS_FILE,
     Split,
+    cases_of,
     divided_subjects,
     grouped_folds,
     nnunets_folds,
@@ -268,8 +269,7 @@ def _splits(layout: Layout, cases: list[str], domains: Domains, say: Say) -> lis
             known = domains if domains.keys() >= set(cases) else None
             splits = grouped_folds(cases, benchmark.subject_of, stratify=known)
     refuse_missing_folds(benchmark.folds, len(splits), str(path))
-    unknown = {case for split in splits for part in split.values() for case in part} - set(cases)
-    if unknown:
+    if unknown := cases_of(splits) - set(cases):
         raise UserError(
             f"The folds name cases that {benchmark.dataset} does not have: {some(sorted(unknown))}."
         )

@@ -11,10 +11,10 @@ import pandas as pd
 
 from nnunet_ext import __version__
 from nnunet_ext._common.errors import UserError
-from nnunet_ext._common.files import replacing
+from nnunet_ext._common.files import replacing, write_csv
 from nnunet_ext.benchmark import overlays, plots
 from nnunet_ext.benchmark import results as records
-from nnunet_ext.benchmark.analysis import DICE, METRICS, samples, unit_name
+from nnunet_ext.benchmark.analysis import samples, unit_name
 from nnunet_ext.benchmark.page import Block, Figure, Writer
 from nnunet_ext.benchmark.results import CLEAN, SEEDED, TEST, Results
 from nnunet_ext.benchmark.tables import (
@@ -26,6 +26,7 @@ from nnunet_ext.benchmark.tables import (
     plural,
     rank_table,
 )
+from nnunet_ext.evaluation.metrics import DICE, METRICS
 from nnunet_ext.evaluation.statistics import ranks
 
 FEW = 10
@@ -84,7 +85,7 @@ def write_report(
         own = folder / chapter.results.title if chapter.prefix else folder
         records.write(chapter.results, own)
         for name in ("comparison", "ranking", "cost"):
-            records.write_csv(getattr(chapter, name), own / f"{name}.csv")
+            write_csv(getattr(chapter, name), own / f"{name}.csv")
     for name, text in texts.items():
         with replacing(folder / name) as partial:
             partial.write_text(text, encoding="utf-8")

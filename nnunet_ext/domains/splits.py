@@ -127,6 +127,11 @@ def _placed(
     return folds
 
 
+def cases_of(splits: Sequence[Split]) -> set[str]:
+    """All cases that folds name."""
+    return {case for split in splits for part in split.values() for case in part}
+
+
 def divided_subjects(
     splits: Sequence[Split], subject_of: Callable[[str], str]
 ) -> list[dict[str, list[str]]]:

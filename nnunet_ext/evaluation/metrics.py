@@ -17,10 +17,41 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_erosion, find_objects, label
 from scipy.spatial import KDTree
 
-MEASURES = ("dice", "nsd", "hd95", "assd")
+
+@dataclass(frozen=True)
+class Metric:
+    """One of the measured metrics.
+
+    Attributes:
+        key: Its column in the scores.
+        name: As it is shown.
+        decimals: How many are shown.
+        higher: Whether higher is better.
+        bounds: Range of its values.
+    """
+
+    key: str
+    name: str
+    decimals: int
+    higher: bool
+    bounds: tuple[float, float]
+
+    def head(self, unit: str) -> str:
+        """Name of its column."""
+        measured = f" ({unit})" if unit and not self.higher else ""
+        return f"{self.name}{measured} {'↑' if self.higher else '↓'}"
+
+
+DICE = Metric("dice", "Dice", 3, True, (0, 1))
+METRICS = (
+    DICE,
+    Metric("nsd", "NSD", 3, True, (0, 1)),
+    Metric("hd95", "HD95", 2, False, (0, math.inf)),
+    Metric("assd", "ASSD", 2, False, (0, math.inf)),
+)
+METRIC = {metric.key: metric for metric in METRICS}
+MEASURES = tuple(METRIC)
 LESION_MEASURES = ("recall", "precision", "f1")
-DISTANCES = ("hd95", "assd")
-"""Those of the measures that are no shares: from 0 upwards, and better if lower."""
 
 Region: TypeAlias = int | tuple[int, ...]
 """A label, or labels that are measured as one structure."""

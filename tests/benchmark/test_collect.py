@@ -12,8 +12,9 @@ import pytest
 
 from nnunet_ext._common.errors import UserError
 from nnunet_ext.benchmark import collect as collecting
-from nnunet_ext.benchmark.collect import collect, measure_evaluation, read_summary, without_images
+from nnunet_ext.benchmark.collect import collect, measure_evaluation, read_summary
 from nnunet_ext.benchmark.layout import Cell, Layout, State
+from nnunet_ext.benchmark.results import without_images
 from tests.tiny import CASES, PLANS, World
 
 CASE = CASES[3]
