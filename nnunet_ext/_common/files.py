@@ -40,9 +40,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 def one_at_a_time(lock: Path, log: Callable[[str], object] = print) -> Iterator[None]:
     """Let one process at a time into the block; the others wait, and say so.
 
-    Args:
-        lock: File that stands for the block; it stays where it is.
-        log: Gets a line if there is somebody to wait for.
+    ``lock`` is a file, which stays where it is.
     """
     from filelock import FileLock, Timeout  # takes a tenth of a second, which few need
 

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.text import Text
 
 from nnunet_ext._common.console import duration, say
-from nnunet_ext.benchmark.layout import Cell, Status
+from nnunet_ext.benchmark.layout import Cell, State, Status
 from nnunet_ext.benchmark.schedule import Scheduler
 
 
@@ -33,15 +33,14 @@ def progress_shown(console: Console) -> Iterator[Callable[[Scheduler], None]]:
             already = " already" if not before and status == "done" else more[status]
             say(f"{cell}: {status}{already}", console=console)
         if console.is_terminal:
-            lines = [f"{cell}{_epoch(scheduler, cell)}" for cell in scheduler.jobs]
+            lines = [f"{cell}{_epoch(scheduler.states[cell])}" for cell in scheduler.jobs]
             line.update(Text("\n".join([*lines, summary(scheduler)])))
 
     with console.status("starting") as line:
         yield show
 
 
-def _epoch(scheduler: Scheduler, cell: Cell) -> str:
-    state = scheduler.states[cell]
+def _epoch(state: State) -> str:
     of = f" of {state.epochs}" if state.epochs else ""
     return f": epoch {state.epoch}{of}" if state.epoch else ""
 

@@ -145,17 +145,11 @@ def _forest(frame: pd.DataFrame, styles: plots.Styles, baseline: str) -> Iterato
 
 @dataclass(frozen=True)
 class Chapter(Tables):
-    """What a page says of one data set.
+    """What a page says of one data set."""
 
-    Attributes:
-        styles: How arms look in plots.
-        root: What paths in the results are relative to.
-        prefix: What tells this data set from others on the page.
-    """
-
-    styles: plots.Styles
-    root: Path
-    prefix: str
+    styles: plots.Styles  # how arms look in plots
+    root: Path  # what paths in the results are relative to
+    prefix: str  # tells this data set from others on the page
 
     # ------------------------------------------------------------------------------------ lead
 
@@ -229,7 +223,7 @@ class Chapter(Tables):
             evaluation_title(evaluation): self._answer(configuration, evaluation)
             for evaluation in self.results.main(configuration)
         }
-        parts["Degraded images"] = self._degradations(configuration)
+        parts["Degraded images"] = self._degraded(configuration)
         parts["Training curves"] = self._curves(configuration)
         parts["Cost"] = self.costs(configuration)
         return ((heading, found) for heading, part in parts.items() if (found := [*part]))
@@ -270,11 +264,10 @@ class Chapter(Tables):
             f"mean moves from seed to seed{moved} is in the table of seeds."
         )
 
-    def _degradations(self, configuration: str) -> Iterator[Block]:
+    def _degraded(self, configuration: str) -> Iterator[Block]:
         for table in self.degradations(configuration):
-            frame = self.comparison
-            own = (frame["configuration"] == configuration) & (frame["scope"] == "all")
-            frame = frame[own & (frame["evaluation"] != TEST)]
+            frame = self.comparison.query("configuration == @configuration and scope == 'all'")
+            frame = frame[frame["evaluation"] != TEST]
             frame = frame.assign(name=frame["evaluation"].replace(CLEAN, "none"))
             yield from _forest(frame, self.styles, self.results.baseline)
             yield table

@@ -34,9 +34,9 @@ CONTEXTS = {"run": {"allow_interspersed_args": False, "ignore_unknown_options": 
 class Commands(TyperGroup):
     """Imports only the command that is asked for, since some need a second for that."""
 
-    def list_commands(self, ctx: Any) -> list[str]:
-        """Names of all commands."""
-        return list(COMMANDS)
+    def __init__(self, **attrs: Any) -> None:
+        super().__init__(**attrs)
+        self.commands = dict.fromkeys(COMMANDS)  # lists and suggestions need the names alone
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Import a command; None if there is none of this name."""

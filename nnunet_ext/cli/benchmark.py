@@ -157,11 +157,7 @@ def run(
 
 
 def run_shown(wanted: Benchmark, folder: Path, execution: Execution) -> bool:
-    """Run a benchmark in its folder and show how it goes; return whether nothing has failed.
-
-    Raises:
-        UserError: If the folder or a data set does not serve it.
-    """
+    """Run a benchmark in its folder and show how it goes; return whether nothing has failed."""
     parts = spec.one_by_one(wanted)
     for part in parts:
         find_dataset(part.dataset)
@@ -185,11 +181,7 @@ def run_shown(wanted: Benchmark, folder: Path, execution: Execution) -> bool:
 
 
 def find_device(wished: str | None) -> str:
-    """The device to use; a wished one must be there.
-
-    Raises:
-        UserError: If it is not.
-    """
+    """The device to use; a wished one must be there."""
     if wished is not None and wished not in DEVICES:
         raise UserError(f'--device is "{wished}"; it must be one of {", ".join(DEVICES)}.')
     if wished == "cpu":

@@ -96,11 +96,7 @@ def command(
 
 
 def _benchmark(dataset: str, trainer: str, epochs: int, iterations: int) -> spec.Benchmark:
-    """The benchmark that a demo is.
-
-    Raises:
-        UserError: If there is no such trainer, or it cannot be told how long to train.
-    """
+    """The benchmark that a demo is."""
     length = {
         "num_epochs": epochs,
         "num_iterations_per_epoch": iterations,

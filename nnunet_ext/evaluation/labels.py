@@ -31,39 +31,24 @@ SHOWN = 5
 
 @dataclass(frozen=True)
 class Scheme:
-    """What labels mean, and how files of them are read.
+    """What labels mean, and how files of them are read."""
 
-    Attributes:
-        regions: Name of a structure -> its label or labels.
-        values: All that may be in a file, or None if files are taken as they are, because nnU-Net
-            has evaluated them already.
-        ignore: Label of the truth that does not count.
-        ending: Of the files' names.
-        reader: nnU-Net's reader of these files.
-    """
-
-    regions: dict[str, Region]
+    regions: dict[str, Region]  # name of a structure -> its label or labels
+    # all that may be in a file; None if nnU-Net has evaluated them, and they are taken as they are
     values: frozenset[int] | None
-    ignore: int | None
-    ending: str
-    reader: "BaseReaderWriter"
+    ignore: int | None  # label of the truth that does not count
+    ending: str  # of the files' names
+    reader: "BaseReaderWriter"  # nnU-Net's, of these files
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Labels of a case, true and predicted.
-
-    Attributes:
-        truth: Of two or three axes.
-        prediction: Of the same shape.
-        spacing: Size of a voxel along each axis.
-        reoriented: Whether the truth was stored in another orientation.
-    """
+    """Labels of a case, true and predicted, of two or three axes."""
 
     truth: NDArray[Any]
     prediction: NDArray[Any]
-    spacing: tuple[float, ...]
-    reoriented: bool
+    spacing: tuple[float, ...]  # size of a voxel along each axis
+    reoriented: bool  # whether the truth was stored in another orientation
 
 
 def scheme_of(dataset_json: Mapping[str, Any], where: str, example: Path) -> Scheme:

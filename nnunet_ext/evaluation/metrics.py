@@ -20,20 +20,12 @@ from scipy.spatial import KDTree
 
 @dataclass(frozen=True)
 class Metric:
-    """One of the measured metrics.
+    """One of the measured metrics."""
 
-    Attributes:
-        key: Its column in the scores.
-        name: As it is shown.
-        decimals: How many are shown.
-        higher: Whether higher is better.
-        bounds: Range of its values.
-    """
-
-    key: str
-    name: str
-    decimals: int
-    higher: bool
+    key: str  # its column in the scores
+    name: str  # as it is shown
+    decimals: int  # that are shown
+    higher: bool  # is better
     bounds: tuple[float, float]
 
     def head(self, unit: str) -> str:
@@ -93,18 +85,12 @@ class Lesions:
     prediction right, if it shares a voxel with the other side: the rule of ISLES 2022 (Hernandez
     Petzsche et al., Scientific Data 9, 2022). A prediction that floods the image finds
     everything; look at Dice, too.
-
-    Attributes:
-        true: Lesions of the truth.
-        found: Those of them that were found.
-        predicted: Lesions of the prediction.
-        right: Those of them that are right.
     """
 
-    true: int
-    found: int
+    true: int  # of the truth
+    found: int  # of these
     predicted: int
-    right: int
+    right: int  # of these
 
     @property
     def recall(self) -> float:

@@ -76,19 +76,9 @@ def measure_case(
 ) -> list[dict[str, Any]]:
     """Measure a case that nnU-Net has evaluated.
 
-    Args:
-        case: One of :func:`read_summary`.
-        evaluation: Folder with the predictions.
-        reader: nnU-Net's reader of these files.
-        ignore: Label of the truth that does not count.
-        ending: Of the files' names.
-
     Returns:
         One row per label, as of :func:`score_case`, with the name of the case, nnU-Net's own
         Dice, and the label as nnU-Net calls it.
-
-    Raises:
-        UserError: If prediction and truth do not match.
     """
     # by name, so that a results folder can be moved
     prediction = evaluation / Path(case["prediction_file"]).name
@@ -104,19 +94,12 @@ def measure_case(
 
 @dataclass(frozen=True)
 class Found:
-    """Predictions, and the labels to compare them with.
+    """Predictions, and the labels to compare them with."""
 
-    Attributes:
-        predictions: Case -> file, of all cases that have been predicted.
-        truths: Case -> file, of all cases that have labels.
-        scheme: What labels mean.
-        dataset_json: Of the model, or the one that was named.
-    """
-
-    predictions: dict[str, Path]
-    truths: dict[str, Path]
+    predictions: dict[str, Path]  # by case, of all that have been predicted
+    truths: dict[str, Path]  # by case, of all that have labels
     scheme: Scheme
-    dataset_json: dict[str, Any]
+    dataset_json: dict[str, Any]  # of the model, or the one that was named
 
     @property
     def scored(self) -> list[str]:

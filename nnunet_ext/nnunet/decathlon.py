@@ -82,11 +82,7 @@ TASKS = {
 
 
 def find_task(name: str) -> Task:
-    """The Decathlon task of this name.
-
-    Raises:
-        UserError: If there is none; names the nearest.
-    """
+    """The Decathlon task of this name."""
     if name in TASKS:
         return TASKS[name]
     raise UserError(
@@ -202,9 +198,6 @@ def unpack(archive: Path, target: Path) -> None:
     """Unpack a task's archive, whose checksum is right, to ``target``, all of it or nothing.
 
     The resource files of macOS (``._name``), which the Decathlon's archives hold, are left out.
-
-    Raises:
-        UserError: If the archive cannot be read or holds another task.
     """
     safe = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
     with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as partial:
@@ -229,9 +222,6 @@ def convert(folder: Path) -> str:
 
     The data set appears only when it is complete. Labels of test cases, which a task of the
     Decathlon's own lacks, come along.
-
-    Raises:
-        UserError: If nnU-Net cannot convert it.
     """
     raw, name = nnunet_folder(RAW), dataset_name(folder.name)
     if not (raw / name).is_dir():

@@ -136,9 +136,9 @@ def test_a_prediction_of_another_shape_is_named(layout: Layout) -> None:
 
 
 def test_another_baseline_must_be_an_arm(layout: Layout) -> None:
-    assert collect(layout, "CateNorm").baseline == "CateNorm"
+    assert collecting.gather(layout.root, "CateNorm")[0].baseline == "CateNorm"
     with pytest.raises(UserError, match="there are: stock, CateNorm, first pass"):
-        collect(layout, "other")
+        collecting.gather(layout.root, "other")
 
 
 def test_published_results_show_and_locate_no_image(layout: Layout) -> None:
