@@ -127,6 +127,7 @@ def _trainer(rank: int, join: Callable[[], None], world: World, *arguments: Any)
         setattr(module, "DistributedDataParallel", Counting)  # noqa: B010
     setattr(nn.SyncBatchNorm, "convert_sync_batchnorm", lambda module: module)  # noqa: B010
     trainer.is_ddp, trainer.local_rank = True, rank
+    trainer.device = torch.device("cpu")  # once the process group stands, nnU-Net takes a GPU
     return trainer
 
 
