@@ -221,10 +221,15 @@ def example() -> None:
     write("Dataset012_Pseudo", raw, {}, unlabelled, test, look=write_pseudo)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Make the data sets of a task."""
     tasks = {task.__name__: task for task in (cardiac, hippocampus, local, example)}
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("task", choices=tasks)
     tasks[parser.parse_args().task]()
+
+
+if __name__ == "__main__":
+    main()

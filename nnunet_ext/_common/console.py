@@ -13,9 +13,14 @@ EXAMPLES = 3
 """So many names stand for all of them."""
 
 
-def print_plain(console: Console, text: str, style: str = "") -> None:
+def say(text: str, style: str = "", console: Console | None = None) -> None:
     """Print a line as it is: no markup, no highlighting, no line breaks of rich's."""
-    console.print(Text(text, style=style), soft_wrap=True)
+    show(Text(text, style=style), console, soft_wrap=True)
+
+
+def show(what: Text | Table, console: Console | None = None, soft_wrap: bool = False) -> None:
+    """Print what is laid out, on a console that something else uses or to standard output."""
+    (console or Console(highlight=False)).print(what, soft_wrap=soft_wrap)
 
 
 def lay_out(
@@ -34,12 +39,13 @@ def lay_out(
     return table
 
 
-def print_table(
-    console: Console, heading: tuple[str, ...], rows: Sequence[tuple[str, ...]]
+def show_table(
+    heading: Sequence[str], rows: Sequence[Sequence[object]], console: Console | None = None
 ) -> None:
     """Print a table without lines, and nothing where there are no rows."""
     if rows:
-        console.print(lay_out(rows, range(len(heading)), heading))
+        cells = [[str(cell) for cell in row] for row in rows]
+        show(lay_out(cells, range(len(heading)), heading), console)
 
 
 def some(names: Sequence[str]) -> str:

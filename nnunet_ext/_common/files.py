@@ -8,9 +8,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nnunet_ext._common.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _READ = 1 << 20
 """Bytes of each part of a long file that its fingerprint is taken of."""
@@ -37,9 +40,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 def one_at_a_time(lock: Path, log: Callable[[str], object] = print) -> Iterator[None]:
     """Let one process at a time into the block; the others wait, and say so.
 
-    Args:
-        lock: File that stands for the block; it stays where it is.
-        log: Gets a line if there is somebody to wait for.
+    ``lock`` is a file, which stays where it is.
     """
     from filelock import FileLock, Timeout  # takes a tenth of a second, which few need
 
@@ -110,3 +111,9 @@ def write_jsons(contents: Mapping[Path, Any]) -> None:
             partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
             if path.exists():
                 shutil.copymode(path, partial)
+
+
+def write_csv(frame: "pd.DataFrame", path: Path) -> None:
+    """Write a frame of pandas' as CSV, whole or not at all."""
+    with replacing(path) as partial:
+        frame.to_csv(partial, index=False, lineterminator="\n")

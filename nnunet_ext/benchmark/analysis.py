@@ -1,6 +1,5 @@
 """The numbers of a report: what its tables and plots show and its files hold."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -10,44 +9,11 @@ import numpy as np
 import pandas as pd
 
 from nnunet_ext.benchmark.results import CLEAN, SEEN, TEST, UNSEEN, Results
+from nnunet_ext.evaluation.metrics import DICE, METRICS, Metric
 from nnunet_ext.evaluation.statistics import difference, holm, mean_interval, ranks
 
 LEVEL = 0.05
 """Adjusted p-values from here on leave a comparison undecided."""
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One of the measured metrics.
-
-    Attributes:
-        key: Its column in the scores.
-        name: As it is shown.
-        decimals: How many are shown.
-        higher: Whether higher is better.
-        bounds: Range of its values.
-    """
-
-    key: str
-    name: str
-    decimals: int
-    higher: bool
-    bounds: tuple[float, float]
-
-    def head(self, unit: str) -> str:
-        """Name of its column."""
-        measured = f" ({unit})" if unit and not self.higher else ""
-        return f"{self.name}{measured} {'↑' if self.higher else '↓'}"
-
-
-DICE = Metric("dice", "Dice", 3, True, (0, 1))
-METRICS = (
-    DICE,
-    Metric("nsd", "NSD", 3, True, (0, 1)),
-    Metric("hd95", "HD95", 2, False, (0, math.inf)),
-    Metric("assd", "ASSD", 2, False, (0, math.inf)),
-)
-METRIC = {metric.key: metric for metric in METRICS}
 
 
 def samples(scores: pd.DataFrame, metric: str, unit: str = "subject") -> pd.DataFrame:

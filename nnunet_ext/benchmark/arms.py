@@ -15,21 +15,13 @@ STOCK_EPOCHS = 1000
 
 @dataclass(frozen=True)
 class Training:
-    """Who trains an arm.
+    """Who trains an arm."""
 
-    Attributes:
-        trainer: What stands behind ``-tr``.
-        seeded: Whether it takes a seed; without one a repetition is all there is.
-        epochs: For how many epochs, as far as name and settings tell.
-        problem: Why the arm cannot be trained, or nothing.
-        requires_domains: Whether it needs the domain of every training case.
-    """
-
-    trainer: str
-    seeded: bool = False
-    epochs: int | None = None
-    problem: str = ""
-    requires_domains: bool = False
+    trainer: str  # what stands behind -tr
+    seeded: bool = False  # whether it takes a seed; without one a repetition is all there is
+    epochs: int | None = None  # as far as name and settings tell
+    problem: str = ""  # why the arm cannot be trained
+    requires_domains: bool = False  # of every training case
 
 
 def find_training(benchmark: Benchmark, arm: str) -> Training:

@@ -7,7 +7,6 @@ does one of the cells of a prepared benchmark, whose names are those of the fold
 """
 
 import contextlib
-import csv
 import shlex
 import shutil
 import sys
@@ -17,10 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from filelock import Timeout
 
 from nnunet_ext._common.errors import UserError
-from nnunet_ext._common.files import read_json, replacing, write_json
+from nnunet_ext._common.files import read_json, write_csv, write_json
 from nnunet_ext.benchmark.collect import CURVES_FILE, measure_evaluation
 from nnunet_ext.benchmark.environment import circumstances
 from nnunet_ext.benchmark.layout import Cell, Layout, State, Status
@@ -37,17 +37,7 @@ FINAL = "checkpoint_final.pth"
 
 
 def work(root: Path, name: str, device: str, gpu: str | None = None) -> State:
-    """Do what a cell lacks; the outcome stands in its state, which is returned.
-
-    Args:
-        root: The benchmark's folder, prepared.
-        name: Name of the cell.
-        device: ``cpu``, ``cuda`` or ``mps``.
-        gpu: Value for CUDA_VISIBLE_DEVICES, or None to leave it as it is.
-
-    Raises:
-        UserError: If the benchmark has no such cell.
-    """
+    """Do what a cell lacks; the outcome stands in its state, which is returned."""
     layout = Layout(root)
     cells = {cell.name: cell for cell in layout.cells(test=True)}
     if name not in cells:
@@ -156,14 +146,17 @@ class _Work:
 
         log = checkpoint.read(self.fold / FINAL)["logging"]
         times = zip(log["epoch_start_timestamps"], log["epoch_end_timestamps"], strict=False)
-        losses = log["train_losses"], log["val_losses"]
-        seconds = (end - start for start, end in times)
-        rows = zip(*losses, log["mean_fg_dice"], seconds, strict=False)
-        path = self.layout.folder(self.cell) / CURVES_FILE
-        with replacing(path) as partial, partial.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["epoch", "train_loss", "val_loss", "pseudo_dice", "seconds"])
-            writer.writerows([epoch, *map(float, row)] for epoch, row in enumerate(rows))
+        columns = {
+            "train_loss": log["train_losses"],
+            "val_loss": log["val_losses"],
+            "pseudo_dice": log["mean_fg_dice"],
+            "seconds": [end - start for start, end in times],
+        }
+        rows = zip(*columns.values(), strict=False)
+        curves = pd.DataFrame([*rows], columns=[*columns], dtype=float)
+        write_csv(
+            curves.rename_axis("epoch").reset_index(), self.layout.folder(self.cell) / CURVES_FILE
+        )
 
     def _predict(self, images: str, evaluation: str, folds: Sequence[int]) -> None:
         target, ending = self.evaluations[evaluation], self.prepared.file_ending

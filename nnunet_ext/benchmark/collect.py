@@ -2,15 +2,14 @@
 
 import json
 import os
-from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
 from nnunet_ext._common.errors import UserError
-from nnunet_ext._common.files import read_json, replacing
+from nnunet_ext._common.files import read_json, write_csv
 from nnunet_ext.benchmark import results as records
 from nnunet_ext.benchmark import spec
 from nnunet_ext.benchmark.layout import Cell, Layout, State, layouts
@@ -29,100 +28,59 @@ from nnunet_ext.evaluation.metrics import MEASURES
 from nnunet_ext.evaluation.scoring import SUMMARY, measure_case, read_summary
 from nnunet_ext.nnunet.datasets import DATASET_JSON, label_names
 
-if TYPE_CHECKING:
-    from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
-
 METRICS_FILE = "metrics.csv"
 CURVES_FILE = "curves.csv"
 BENCHMARK_FOLDER = "$BENCHMARK"
 """Stands for the benchmark's folder in commands."""
 
 
-def measure_evaluation(evaluation: Path, layout: Layout) -> "pd.DataFrame":
+def measure_evaluation(evaluation: Path, layout: Layout) -> pd.DataFrame:
     """Measure all cases of an evaluation, once; later calls read what the first one wrote.
-
-    Args:
-        evaluation: Folder with predictions and nnU-Net's ``summary.json``.
-        layout: The benchmark's folder, prepared.
 
     Returns:
         Columns case, label, dice (nnU-Net's own), nsd, hd95, assd, empty, truth, prediction.
-
-    Raises:
-        UserError: If ``summary.json`` is damaged, or images cannot be read or do not match.
     """
     summary, target = evaluation / SUMMARY, evaluation / METRICS_FILE
     cases = read_summary(summary)
     if target.exists() and target.stat().st_mtime >= summary.stat().st_mtime:
         return _read_metrics(target)
-    how = _reader(layout)
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager  # needs torch
+
+    plans = PlansManager(str(layout.dataset / f"{layout.benchmark.plans}.json"))
+    dataset_json = read_json(layout.dataset / DATASET_JSON)
+    ignore = plans.get_label_manager(dataset_json).ignore_label
+    how = (plans.image_reader_writer_class(), ignore, dataset_json["file_ending"])
     rows = [row for case in cases for row in measure_case(case, evaluation, *how)]
-    with replacing(target) as partial:
-        pd.DataFrame(rows).to_csv(partial, index=False)
+    write_csv(pd.DataFrame(rows), target)
     return _read_metrics(target)
 
 
-def _read_metrics(path: Path) -> "pd.DataFrame":
-    text = {"case": str, "label": str, "empty": str, "truth": str, "prediction": str}
+def _read_metrics(path: Path) -> pd.DataFrame:
+    text = dict.fromkeys(("case", "label", "empty", "truth", "prediction"), str)
     missing = dict.fromkeys(MEASURES, "")
     return pd.read_csv(path, dtype=text, keep_default_na=False, na_values=missing)
 
 
-def _reader(layout: Layout) -> tuple["BaseReaderWriter", int | None, str]:
-    """How to read labels: nnU-Net's reader, the ignore label, the ending of files."""
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-    plans = PlansManager(str(layout.dataset / f"{layout.benchmark.plans}.json"))
-    dataset_json = read_json(layout.dataset / DATASET_JSON)
-    ignore: int | None = plans.get_label_manager(dataset_json).ignore_label
-    return plans.image_reader_writer_class(), ignore, dataset_json["file_ending"]
-
-
 def gather(folder: Path, baseline: str | None = None) -> list[Results]:
-    """Results of a benchmark, whatever is finished, or of the record of one, by data set.
-
-    Args:
-        folder: The benchmark's folder, or that of a report.
-        baseline: Arm to compare with; default is the benchmark's.
-
-    Raises:
-        UserError: If there is neither, or no arm of that name.
-    """
+    """Results of a benchmark, whatever is finished, or of the record of one, by data set."""
     # a record may hold settings that there are no more
     is_record = (folder / records.FRAMES["scores"]).exists()
     parts = layouts(folder) if (folder / spec.FILE_NAME).exists() and not is_record else []
     begun = [layout for layout in parts if layout.prepared.exists()]
-    if not begun:
-        found = records.read(folder)
-        for each in found:
-            _refuse_unknown(baseline or each.baseline, each.arms)
-        return [replace(each, baseline=baseline or each.baseline) for each in found]
-    results = [collect(layout, baseline) for layout in begun]
-    for each, layout in zip(results, begun, strict=True):
+    results = [*map(collect, begun)] or records.read(folder)
+    for each, layout in zip(results, begun, strict=False):
         if layout.root != folder:  # paths below the folder of all
             for table, column in ((each.scores, "summary"), (each.cells, "log")):
                 table[column] = f"{layout.root.name}/" + table[column]
-    return results
+    for each in results:
+        if baseline and baseline not in each.arms:
+            raise UserError(f'"{baseline}" is no arm; there are: {", ".join(each.arms)}.')
+    return [replace(each, baseline=baseline or each.baseline) for each in results]
 
 
-def _refuse_unknown(baseline: str, arms: Iterable[str]) -> None:
-    if baseline not in arms:
-        raise UserError(f'"{baseline}" is no arm; there are: {", ".join(arms)}.')
-
-
-def collect(layout: Layout, baseline: str | None = None) -> Results:
-    """Gather everything that a report shows, whatever is finished.
-
-    Args:
-        layout: The benchmark's folder.
-        baseline: Arm to compare with; default is the benchmark's.
-
-    Raises:
-        UserError: If the folder holds no prepared benchmark, or no arm of that name.
-    """
+def collect(layout: Layout) -> Results:
+    """Gather everything that a report shows, whatever is finished."""
     benchmark = layout.benchmark
-    baseline = baseline or benchmark.baseline_arm
-    _refuse_unknown(baseline, benchmark.arms)
     prepared = read_prepared(layout)
     dataset_json = read_json(layout.dataset / DATASET_JSON)
     problems: list[str] = []
@@ -159,7 +117,7 @@ def collect(layout: Layout, baseline: str | None = None) -> Results:
     return Results(
         title=benchmark.dataset,
         description=benchmark.description,
-        baseline=baseline,
+        baseline=benchmark.baseline_arm,
         arms={arm: _arm_facts(layout, prepared, arm) for arm in benchmark.arms},
         labels=label_names(dataset_json),
         **{name: frame.reindex(columns=list(COLUMNS[name])) for name, frame in frames.items()},
@@ -186,12 +144,6 @@ def _portable(text: str, layout: Layout) -> str:
     return text.replace(raw, "$nnUNet_raw") if raw else text
 
 
-def without_images(results: Results) -> Results:
-    """The same without anything that shows or locates images, for data that must not be spread."""
-    columns = ["image", "truth", "prediction"]
-    return replace(results, scores=results.scores.assign(**dict.fromkeys(columns, "")))
-
-
 def _scores(
     layout: Layout,
     prepared: Prepared,
@@ -199,7 +151,7 @@ def _scores(
     cell: Cell,
     evaluation: str,
     folder: Path,
-) -> "pd.DataFrame":
+) -> pd.DataFrame:
     table = measure_evaluation(folder, layout)
     source = Path(str(prepared.test_images))
     if cell.fold is not None:

@@ -31,22 +31,13 @@ VERSIONS = ("nnunet-ext", "nnunetv2", "numpy", "scipy")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Predictions of one training that are compared with their labels.
-
-    Attributes:
-        arm: What the training belongs to.
-        seed: Number of its folder among those of the arm.
-        model: That folder.
-        fold: Fold of the model, or :data:`ALL_FOLDS` if the folder holds predictions itself.
-        folder: Where the predictions are.
-        found: Predictions and labels.
-    """
+    """Predictions of one training that are compared with their labels."""
 
     arm: str
-    seed: int
+    seed: int  # number of its folder among those of the arm
     model: Path
-    fold: str
-    folder: Path
+    fold: str  # of the model, or ALL_FOLDS if the folder holds predictions itself
+    folder: Path  # where the predictions are
     found: Found
 
     @cached_property
@@ -109,8 +100,8 @@ def compare(
     subjects = subjects_from_pattern(subject, sorted(cases)) if subject else {}
     first = evaluations[0].found
     keys = {name: key for key, name in label_names(first.dataset_json).items()}
-    measured = _measured(evaluations, keys, processes, same_labels=labels is None)
-    scores = _scores(evaluations, measured, subjects)
+    scores = _scores(evaluations, keys, processes, same_labels=labels is None)
+    scores["subject"] = scores["case"].map(lambda case: subjects.get(case, case))
     return Results(
         title=evaluations[0].dataset or "Predictions",
         description="",
@@ -130,48 +121,36 @@ def compare(
     )
 
 
-def _measured(
+def _scores(
     evaluations: Sequence[Evaluation], keys: dict[str, str], processes: int, same_labels: bool
 ) -> pd.DataFrame:
-    """One row per evaluated case and label; refuses those of which nnU-Net says something else."""
+    """The scores of results; refuses cases of which nnU-Net says something else."""
     tasks = {
         f"{i} {case}": (each.found.truths[case], each.found.predictions[case], each.found.scheme)
         for i, each in enumerate(evaluations)
         for case in each.found.scored
     }
     measured = for_each(score_case, tasks, processes, "Evaluating")
+    domains = read_domains(evaluations[0].found.dataset_json)
     rows = []
     for i, each in enumerate(evaluations):
         mine = {case: measured[f"{i} {case}"][0] for case in each.found.scored}
         if same_labels or each.fold != ALL_FOLDS:
             _refuse_another_dice(each, mine, keys, same_labels)
-        facts = {"arm": each.arm, "seed": each.seed, "fold": each.fold}
-        facts |= {"summary": str(each.folder / SUMMARY)}
-        rows += [
-            facts | row | {"case": case, "label": keys[row["label"]], "image": each.image(case)}
-            for case, found in mine.items()
-            for row in found
-        ]
-    return pd.DataFrame(rows)
-
-
-def _scores(
-    evaluations: Sequence[Evaluation], measured: pd.DataFrame, subjects: dict[str, str]
-) -> pd.DataFrame:
-    """What was measured, as the scores of results."""
-    cases = measured["case"]
-    domains = read_domains(evaluations[0].found.dataset_json)
+        facts: dict[str, Any] = {"arm": each.arm, "seed": each.seed, "fold": each.fold}
+        facts["summary"] = str(each.folder / SUMMARY)
+        for case, found in mine.items():
+            facts |= {"case": case, "domain": domains.get(case, ""), "image": each.image(case)}
+            rows += [row | facts | {"label": keys[row["label"]]} for row in found]
     configurations = dict.fromkeys(each.names.get("configuration", "") for each in evaluations)
-    paths = ("summary", "truth", "prediction")
-    scores = measured.assign(
+    scores = pd.DataFrame(rows).assign(
         configuration=" and ".join(filter(None, configurations)) or "predictions",
         evaluation=TEST if evaluations[0].fold == ALL_FOLDS else CLEAN,
-        domain=cases.map(lambda case: domains.get(case, "")),
-        subject=cases.map(lambda case: subjects.get(case, case)),
         seen="",
-        **{name: measured[name].map(os.path.abspath) for name in paths},
     )
-    return scores[list(COLUMNS["scores"])]
+    for name in ("summary", "truth", "prediction"):
+        scores[name] = scores[name].map(os.path.abspath)
+    return scores.reindex(columns=list(COLUMNS["scores"]))
 
 
 def _evaluated(folder: Path, labels: Path | None) -> dict[str, Path]:
@@ -226,19 +205,16 @@ def _refuse_differences(evaluations: Sequence[Evaluation]) -> None:
                     f"The {what} in {first.model} and {each.model} differ: {ours} and {theirs}. "
                     "They cannot be compared."
                 )
+    named = {(arm, i): f"{arm} (its folder {i + 1})" if i else arm for arm, i in scored}
     (one, cases), *others = scored.items()
     for other, found in others:
         for who, has, missing in ((one, other, found - cases), (other, one, cases - found)):
             if missing:
                 raise UserError(
-                    f"The cases differ: {_named(who)} lacks {some(sorted(missing))} "
-                    f"({len(missing)}), which {_named(has)} has. Only the same cases can be "
+                    f"The cases differ: {named[who]} lacks {some(sorted(missing))} "
+                    f"({len(missing)}), which {named[has]} has. Only the same cases can be "
                     "compared."
                 )
-
-
-def _named(folder: tuple[str, int]) -> str:
-    return f"{folder[0]} (its folder {folder[1] + 1})" if folder[1] else folder[0]
 
 
 def _refuse_another_dice(

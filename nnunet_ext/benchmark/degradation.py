@@ -19,19 +19,12 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 @dataclass(frozen=True, config=STRICT)
 class Degradation:
-    """What is done to an image: first blur, then contrast, gamma and noise.
+    """What is done to an image: first blur, then contrast, gamma and noise."""
 
-    Attributes:
-        contrast: Intensities shrink to the image's mean by this factor.
-        gamma: Exponent, between the image's extremes.
-        blur: Sigma of a Gaussian, in voxels along the axis of the finest spacing.
-        noise: Sigma of Gaussian noise over that of the undegraded image.
-    """
-
-    contrast: Annotated[float, Field(gt=0, le=1)] = 1.0
-    gamma: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
-    blur: NotNegative = 0.0
-    noise: NotNegative = 0.0
+    contrast: Annotated[float, Field(gt=0, le=1)] = 1.0  # shrinks intensities to the mean
+    gamma: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0  # between the extremes
+    blur: NotNegative = 0.0  # sigma in voxels along the axis of the finest spacing
+    noise: NotNegative = 0.0  # sigma over that of the undegraded image
 
 
 def degrade(
@@ -75,9 +68,6 @@ def write_degraded(source: Path, target: Path, degradation: Degradation, seed: i
     """Write a degraded copy of an image in a format of nnU-Net's, 2D or 3D, grey or coloured.
 
     The noise depends on the seed and the name of the file, not on the order of files.
-
-    Raises:
-        UserError: If the image cannot be read.
     """
     image = read_image(source)
     digest = sha256(f"{seed} {source.name}".encode()).digest()

@@ -162,9 +162,5 @@ class Layout:
 
 
 def layouts(folder: Path) -> list[Layout]:
-    """The folder of a benchmark, or those in it of its data sets if there are several.
-
-    Raises:
-        UserError: If it holds no benchmark.
-    """
+    """The folder of a benchmark, or those in it of its data sets if there are several."""
     return [Layout(folder / name) for name in spec.read(folder).datasets] or [Layout(folder)]

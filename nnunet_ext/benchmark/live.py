@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.text import Text
 
-from nnunet_ext._common.console import duration, print_plain
-from nnunet_ext.benchmark.layout import Cell, Status
+from nnunet_ext._common.console import duration, say
+from nnunet_ext.benchmark.layout import Cell, State, Status
 from nnunet_ext.benchmark.schedule import Scheduler
 
 
@@ -21,7 +21,7 @@ def progress_shown(console: Console) -> Iterator[Callable[[Scheduler], None]]:
             status, ran = scheduler.status(cell), len(state.commands)
             before, shown = seen.get(cell, ("", ran))
             for command in state.commands[shown:]:
-                print_plain(console, f"  $ {command}", "dim")
+                say(f"  $ {command}", "dim", console)
             seen[cell] = status, ran
             if status == before or status == "missing":
                 continue
@@ -31,17 +31,16 @@ def progress_shown(console: Console) -> Iterator[Callable[[Scheduler], None]]:
                 "failed": f": {state.reason}",
             }
             already = " already" if not before and status == "done" else more[status]
-            print_plain(console, f"{cell}: {status}{already}")
+            say(f"{cell}: {status}{already}", console=console)
         if console.is_terminal:
-            lines = [f"{cell}{_epoch(scheduler, cell)}" for cell in scheduler.jobs]
+            lines = [f"{cell}{_epoch(scheduler.states[cell])}" for cell in scheduler.jobs]
             line.update(Text("\n".join([*lines, summary(scheduler)])))
 
     with console.status("starting") as line:
         yield show
 
 
-def _epoch(scheduler: Scheduler, cell: Cell) -> str:
-    state = scheduler.states[cell]
+def _epoch(state: State) -> str:
     of = f" of {state.epochs}" if state.epochs else ""
     return f": epoch {state.epoch}{of}" if state.epoch else ""
 

@@ -53,13 +53,7 @@ def label_colours(labels: Sequence[str]) -> dict[str, str]:
 
 
 def overlays(scores: pd.DataFrame, results: Results, root: Path) -> Iterator[Picture]:
-    """Draw the three worst, the median and the best case.
-
-    Args:
-        scores: Scores of one configuration, evaluation and arm.
-        results: Where the labels' names come from.
-        root: What paths are relative to.
-    """
+    """Draw the three worst, the median and the best case."""
     means = samples(scores, "dice", unit="case").groupby("subject", as_index=False)["value"].mean()
     ranked = means.sort_values(["value", "subject"])
     for role, i in pick(len(ranked)).items():

@@ -16,37 +16,22 @@ MOST_LETTERS = 24
 
 
 class Cell(NamedTuple):
-    """One cell of a table.
-
-    Attributes:
-        text: What it says first.
-        details: What it says below that, smaller.
-        tone: "better", "worse" or "equivalent" marks the first detail.
-    """
+    """One cell of a table."""
 
     text: str
-    details: tuple[str, ...] = ()
-    tone: str = ""
+    details: tuple[str, ...] = ()  # what it says below that, smaller
+    tone: str = ""  # "better", "worse" or "equivalent" marks the first detail
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table.
-
-    Attributes:
-        caption: What it shows.
-        frame: Its content, texts and cells, NaN for none; the columns' names are its heads. A
-            first column "arm" is shown with the arm's colour.
-        words: How many columns, from the left, hold words.
-        group: Column, the first one, whose values head groups of rows, if there is one.
-        note: What has to be known to read it.
-    """
+    """A table of texts and cells, NaN for none; the columns' names are its heads."""
 
     caption: str
-    frame: pd.DataFrame
-    words: int = 1
-    group: str = ""
-    note: str = ""
+    frame: pd.DataFrame  # a column "arm" is shown with the arm's colour
+    words: int = 1  # how many columns, from the left, hold words
+    group: str = ""  # column, the first one, whose values head groups of rows
+    note: str = ""  # what has to be known to read it
 
 
 class Figure(NamedTuple):

@@ -115,10 +115,7 @@ def forest(differences: pd.DataFrame, styles: Styles, label: str) -> str:
 def strips(values: pd.DataFrame, styles: Styles, label: str) -> str:
     """Draw every case as a dot, below a box of quartiles with median and mean, for each arm.
 
-    Args:
-        values: Columns arm, subject, value; several values of a subject are averaged.
-        styles: Look of the arms.
-        label: What stands at the axis.
+    ``values`` has the columns arm, subject, value; several of a subject are averaged.
     """
     wide = values.pivot_table(index="subject", columns="arm", values="value")
     arms = [arm for arm in styles if arm in wide]
@@ -145,11 +142,7 @@ def strips(values: pd.DataFrame, styles: Styles, label: str) -> str:
 def curves(epochs: pd.DataFrame, styles: Styles, column: str, label: str) -> str:
     """Draw one curve of every training, thin, and their mean over each arm, thick.
 
-    Args:
-        epochs: Columns arm, fold, seed, epoch and ``column``.
-        styles: Look of the arms.
-        column: What to draw.
-        label: What stands at the axis.
+    ``epochs`` has the columns arm, fold, seed, epoch and the one that is drawn.
     """
     epochs = epochs.dropna(subset=column)
     step = int(np.ceil((epochs["epoch"].max() + 1) / MOST_POINTS))

@@ -29,6 +29,7 @@ from nnunet_ext.domains.assignment import Domains, read_domains, refuse_unfit_fo
 from nnunet_ext.domains.splits import (
     SPLITS_FILE,
     Split,
+    cases_of,
     divided_subjects,
     grouped_folds,
     nnunets_folds,
@@ -55,7 +56,8 @@ STOCK_PLANNERS = {
 }
 """Name of plans -> planner of nnU-Net's that makes them."""
 
-Say = Callable[[str], None]
+Say = Callable[[str], object]
+"""Is told about steps that take time."""
 Cases = Mapping[str, Mapping[str, Any]]
 """Case -> its files, as :func:`nnunet_ext.nnunet.datasets.training_cases` finds them."""
 
@@ -75,11 +77,7 @@ class Prepared:
 
 
 def read_prepared(layout: Layout) -> Prepared:
-    """Read what :func:`prepare` found out.
-
-    Raises:
-        UserError: If the benchmark has not been prepared.
-    """
+    """Read what :func:`prepare` found out."""
     try:
         prepared: Prepared = TypeAdapter(Prepared).validate_json(layout.prepared.read_bytes())
     except (OSError, ValueError) as error:
@@ -90,15 +88,7 @@ def read_prepared(layout: Layout) -> Prepared:
 
 
 def prepare(layout: Layout, say: Say) -> Prepared:
-    """Do everything that must be done once, unless it is done.
-
-    Args:
-        layout: The benchmark's folder.
-        say: Told about steps that take time.
-
-    Raises:
-        UserError: If the data set, its plans or its folds do not serve the benchmark.
-    """
+    """Do everything that must be done once, unless it is done."""
     benchmark = layout.benchmark
     raw = nnunet_folder(RAW) / find_dataset(benchmark.dataset)
     dataset_json = read_json(raw / DATASET_JSON)
@@ -219,11 +209,7 @@ def _not_preprocessed(path: Path, configurations: Sequence[str], cases: int) -> 
 
 
 def planner_of(plans_name: str) -> str:
-    """Name of the planner whose plans are called like this by default.
-
-    Raises:
-        UserError: If it is none of ours or nnU-Net's.
-    """
+    """Name of the planner whose plans are called like this by default."""
     known = STOCK_PLANNERS | {planner.plans: name for name, planner in PLANNERS.items()}
     if plans_name not in known:
         raise UserError(
@@ -235,11 +221,7 @@ def planner_of(plans_name: str) -> str:
 
 
 def _resolved(plans: PlansFile, name: str) -> Configuration:
-    """A configuration with what it inherits.
-
-    Raises:
-        UserError: If the plans do not have it, or it is the second stage of a cascade.
-    """
+    """A configuration with what it inherits."""
     resolved = plans.resolve(name)
     if resolved.get("previous_stage"):
         raise UserError(
@@ -268,8 +250,7 @@ def _splits(layout: Layout, cases: list[str], domains: Domains, say: Say) -> lis
             known = domains if domains.keys() >= set(cases) else None
             splits = grouped_folds(cases, benchmark.subject_of, stratify=known)
     refuse_missing_folds(benchmark.folds, len(splits), str(path))
-    unknown = {case for split in splits for part in split.values() for case in part} - set(cases)
-    if unknown:
+    if unknown := cases_of(splits) - set(cases):
         raise UserError(
             f"The folds name cases that {benchmark.dataset} does not have: {some(sorted(unknown))}."
         )

@@ -11,10 +11,10 @@ import pandas as pd
 
 from nnunet_ext import __version__
 from nnunet_ext._common.errors import UserError
-from nnunet_ext._common.files import replacing
+from nnunet_ext._common.files import replacing, write_csv
 from nnunet_ext.benchmark import overlays, plots
 from nnunet_ext.benchmark import results as records
-from nnunet_ext.benchmark.analysis import DICE, METRICS, samples, unit_name
+from nnunet_ext.benchmark.analysis import samples, unit_name
 from nnunet_ext.benchmark.page import Block, Figure, Writer
 from nnunet_ext.benchmark.results import CLEAN, SEEDED, TEST, Results
 from nnunet_ext.benchmark.tables import (
@@ -26,6 +26,7 @@ from nnunet_ext.benchmark.tables import (
     plural,
     rank_table,
 )
+from nnunet_ext.evaluation.metrics import DICE, METRICS
 from nnunet_ext.evaluation.statistics import ranks
 
 FEW = 10
@@ -84,7 +85,7 @@ def write_report(
         own = folder / chapter.results.title if chapter.prefix else folder
         records.write(chapter.results, own)
         for name in ("comparison", "ranking", "cost"):
-            records.write_csv(getattr(chapter, name), own / f"{name}.csv")
+            write_csv(getattr(chapter, name), own / f"{name}.csv")
     for name, text in texts.items():
         with replacing(folder / name) as partial:
             partial.write_text(text, encoding="utf-8")
@@ -144,17 +145,11 @@ def _forest(frame: pd.DataFrame, styles: plots.Styles, baseline: str) -> Iterato
 
 @dataclass(frozen=True)
 class Chapter(Tables):
-    """What a page says of one data set.
+    """What a page says of one data set."""
 
-    Attributes:
-        styles: How arms look in plots.
-        root: What paths in the results are relative to.
-        prefix: What tells this data set from others on the page.
-    """
-
-    styles: plots.Styles
-    root: Path
-    prefix: str
+    styles: plots.Styles  # how arms look in plots
+    root: Path  # what paths in the results are relative to
+    prefix: str  # tells this data set from others on the page
 
     # ------------------------------------------------------------------------------------ lead
 
@@ -228,7 +223,7 @@ class Chapter(Tables):
             evaluation_title(evaluation): self._answer(configuration, evaluation)
             for evaluation in self.results.main(configuration)
         }
-        parts["Degraded images"] = self._degradations(configuration)
+        parts["Degraded images"] = self._degraded(configuration)
         parts["Training curves"] = self._curves(configuration)
         parts["Cost"] = self.costs(configuration)
         return ((heading, found) for heading, part in parts.items() if (found := [*part]))
@@ -269,11 +264,10 @@ class Chapter(Tables):
             f"mean moves from seed to seed{moved} is in the table of seeds."
         )
 
-    def _degradations(self, configuration: str) -> Iterator[Block]:
+    def _degraded(self, configuration: str) -> Iterator[Block]:
         for table in self.degradations(configuration):
-            frame = self.comparison
-            own = (frame["configuration"] == configuration) & (frame["scope"] == "all")
-            frame = frame[own & (frame["evaluation"] != TEST)]
+            frame = self.comparison.query("configuration == @configuration and scope == 'all'")
+            frame = frame[frame["evaluation"] != TEST]
             frame = frame.assign(name=frame["evaluation"].replace(CLEAN, "none"))
             yield from _forest(frame, self.styles, self.results.baseline)
             yield table

@@ -1,13 +1,13 @@
 """What a benchmark has measured, as the report takes it, and its record in a folder."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from nnunet_ext._common.errors import UserError
-from nnunet_ext._common.files import read_object, replacing, write_jsons
+from nnunet_ext._common.files import read_object, write_csv, write_jsons
 from nnunet_ext.evaluation.metrics import MEASURES
 
 CLEAN = "clean"
@@ -146,6 +146,12 @@ class Results:
         return "px" if photographs.all() else "mm"
 
 
+def without_images(results: Results) -> Results:
+    """The same without anything that shows or locates images, for data that must not be spread."""
+    columns = ["image", "truth", "prediction"]
+    return replace(results, scores=results.scores.assign(**dict.fromkeys(columns, "")))
+
+
 def write(results: Results, folder: Path) -> None:
     """Write a record: ``read`` gives the same results again."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -158,12 +164,6 @@ def write(results: Results, folder: Path) -> None:
     contents = {ENVIRONMENT: results.environment, RECORD: record}
     contents |= {BENCHMARK: benchmark} if benchmark else {}
     write_jsons({folder / name: content for name, content in contents.items()})
-
-
-def write_csv(frame: pd.DataFrame, path: Path) -> None:
-    """Write a frame, whole or not at all."""
-    with replacing(path) as partial:
-        frame.to_csv(partial, index=False, lineterminator="\n")
 
 
 def read(folder: Path) -> list[Results]:

@@ -4,7 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -34,27 +34,15 @@ OUTPUT_TAIL = 3
 
 @dataclass(frozen=True)
 class Execution:
-    """Where and how fast a benchmark runs; none of it changes the result.
+    """Where and how fast a benchmark runs; none of it changes the result."""
 
-    Attributes:
-        cluster: ``local``: processes on this machine; ``debug``: in this process, one after
-            the other; ``slurm``: through sbatch.
-        device: ``cpu``, ``cuda`` or ``mps``.
-        jobs: Cells at a time; default is one per GPU or one without, on a cluster all at once.
-        slurm: What a job asks Slurm for, as submitit names it.
-    """
-
-    cluster: Cluster = "local"
-    device: str = "cuda"
-    jobs: int | None = None
-    slurm: Mapping[str, Any] = field(default_factory=dict)
+    cluster: Cluster = "local"  # "debug": in this process, one cell after the other
+    device: str = "cuda"  # cpu, cuda or mps
+    jobs: int | None = None  # cells at a time; None: one per GPU, on a cluster all at once
+    slurm: Mapping[str, Any] = field(default_factory=dict)  # options, as submitit names them
 
     def slots(self, number: int) -> list[str | None]:
-        """One entry per cell, of so many, that may run at a time: its GPU where need be.
-
-        Raises:
-            UserError: If there is no GPU, though it is asked for.
-        """
+        """One entry per cell, of so many, that may run at a time: its GPU where need be."""
         if self.cluster == "debug":
             return [None]
         if self.cluster == "slurm":
@@ -87,11 +75,7 @@ class RunCell(Checkpointable):
 
 
 def make_executor(layout: Layout, execution: Execution, name: str) -> Any:
-    """submitit's executor for one cell.
-
-    Raises:
-        UserError: If there is no Slurm on this machine, though it is asked for.
-    """
+    """submitit's executor for one cell."""
     try:
         executor = submitit.AutoExecutor(
             folder=layout.root / "jobs" / "%j",
@@ -109,11 +93,7 @@ def make_executor(layout: Layout, execution: Execution, name: str) -> Any:
 
 @contextmanager
 def only_one(root: Path) -> Iterator[None]:
-    """Refuse to work in a folder where another run does.
-
-    Raises:
-        UserError: If one does.
-    """
+    """Refuse to work in a folder where another run does."""
     try:
         with FileLock(root / ".lock").acquire(timeout=0):
             yield
@@ -241,10 +221,8 @@ class Scheduler:
         state = self.states[cell]
         state.status, state.reason = "failed", reason
         self._tried.add(cell)
-        try:
+        with suppress(OSError):  # of a full disk, which must not end the others
             self.layout.save(cell, state)
-        except OSError as error:
-            state.reason += f" (and this cannot be written down: {error.strerror})"
 
     def _cancel(self) -> None:
         if self.execution.cluster != "local":

@@ -101,8 +101,8 @@ class Benchmark:
         if len(set(self.datasets)) < len(self.datasets):
             yield '"datasets" names one twice'
         # in lower case, because some file systems do not tell the cases apart
-        slugs = [slug(name).lower() for name in self.arms]
-        shared = [name for name, own in zip(self.arms, slugs, strict=True) if slugs.count(own) > 1]
+        slugs = {name: slug(name).lower() for name in self.arms}
+        shared = [name for name in slugs if [*slugs.values()].count(slugs[name]) > 1]
         if shared:
             yield f"arms {' and '.join(shared)} would share a folder; rename them"
         if self.baseline is not None and self.baseline not in self.arms:
@@ -162,11 +162,7 @@ def one_by_one(benchmark: Benchmark) -> list[Benchmark]:
 
 
 def refuse_missing_folds(folds: Sequence[int], number: int, where: str) -> None:
-    """Refuse folds that there are not.
-
-    Raises:
-        SettingsError: Naming those that there are.
-    """
+    """Refuse folds that there are not."""
     if max(folds) >= number:
         there = " ".join(map(str, range(number)))
         raise SettingsError(
@@ -208,11 +204,7 @@ def as_json(benchmark: Benchmark) -> str:
 
 
 def from_content(content: Any, where: str) -> Benchmark:
-    """Make a benchmark of what a JSON file holds; ``where`` is how error messages name the place.
-
-    Raises:
-        UserError: If it is no valid benchmark; says all that is wrong.
-    """
+    """Make a benchmark of what a JSON file holds; ``where`` names the place in messages."""
     try:
         return TypeAdapter(Benchmark).validate_json(json.dumps(content))
     except ValidationError as error:
@@ -233,11 +225,7 @@ def _problem(error: "ErrorDetails") -> str:
 
 
 def read(path: Path) -> Benchmark:
-    """Read a benchmark file, or the one in a benchmark's folder.
-
-    Raises:
-        UserError: If there is none, or it is not valid.
-    """
+    """Read a benchmark file, or the one in a benchmark's folder."""
     if path.is_dir():
         path = path / FILE_NAME
     return from_content(read_json(path), str(path))

@@ -56,11 +56,6 @@ SITES = {
 def make_case(site: Site, seed: int, number: int) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
     """Draw one case, independently of others.
 
-    Args:
-        site: The scanner.
-        seed: Seed of the whole data set.
-        number: Number of the case in it.
-
     Returns:
         Image and label map of shape :data:`SHAPE`.
     """
@@ -138,9 +133,6 @@ def write_raw(raw: Path, training: int = 24, test: int = 6, seed: int = 0) -> Pa
     """Write so many cases as a raw data set of nnU-Net's into ``raw``, unless it is there.
 
     Its folder, which is returned, appears only when it is complete; the sites are its domains.
-
-    Raises:
-        UserError: If it holds other cases.
     """
     import SimpleITK as sitk  # noqa: N813 (the name that its own documentation uses)
 

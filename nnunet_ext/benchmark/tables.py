@@ -7,9 +7,10 @@ from typing import Any
 import pandas as pd
 
 from nnunet_ext._common.console import duration
-from nnunet_ext.benchmark.analysis import DICE, METRIC, METRICS, Analysis, samples, unit_name
+from nnunet_ext.benchmark.analysis import Analysis, samples, unit_name
 from nnunet_ext.benchmark.page import Cell, Table
 from nnunet_ext.benchmark.results import ALL_FOLDS, CLEAN, TEST
+from nnunet_ext.evaluation.metrics import DICE, METRIC, METRICS
 
 Record = Mapping[str, Any]
 

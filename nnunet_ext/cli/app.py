@@ -1,26 +1,63 @@
 """The sub-commands of ``nnunet-ext``, put together."""
 
-from typing import Annotated
+from importlib import import_module
+from typing import Annotated, Any, cast
 
 import typer
+from typer.core import TyperGroup
+from typer.main import get_command
 
 from nnunet_ext import __version__
-from nnunet_ext.cli.benchmark import benchmark
-from nnunet_ext.cli.compare import compare
-from nnunet_ext.cli.configure import configure
-from nnunet_ext.cli.demo import demo
-from nnunet_ext.cli.doctor import doctor
-from nnunet_ext.cli.domains import domains
-from nnunet_ext.cli.evaluate import evaluate
-from nnunet_ext.cli.export_stock import export_stock
-from nnunet_ext.cli.fetch import fetch
-from nnunet_ext.cli.folds import folds
-from nnunet_ext.cli.join import join
-from nnunet_ext.cli.list import list_methods
-from nnunet_ext.cli.memory import memory
-from nnunet_ext.cli.run import run
+
+COMMANDS = {
+    "list": "Show trainers, planners and settings.",
+    "doctor": "Check the installation and its surroundings.",
+    "run": "Run an nnU-Net command that would not find us.",
+    "demo": "Show the whole way on a small task.",
+    "fetch": "Download tasks of the Medical Decathlon.",
+    "benchmark": "Compare trainers on one data set.",
+    "memory": "Tell how much memory a training takes.",
+    "configure": "Write settings of your own into the plans.",
+    "export-stock": "Copy a model for nnU-Net without nnunet_ext.",
+    "domains": "Say which case comes from which scanner or site.",
+    "folds": "Write folds that keep a patient's cases together.",
+    "join": "Make one data set of several, each a domain.",
+    "compare": "Compare models that are trained already.",
+    "evaluate": "Score predictions against labels.",
+}
+"""Name -> what stands in the help. Each is the ``command`` of a module of its name."""
+
+CONTEXTS = {"run": {"allow_interspersed_args": False, "ignore_unknown_options": True}}
+"""Everything behind the command that ``run`` runs belongs to that, --help included."""
+
+
+class Commands(TyperGroup):
+    """Imports only the command that is asked for, since some need a second for that."""
+
+    def __init__(self, **attrs: Any) -> None:
+        super().__init__(**attrs)
+        # lists and suggestions need the names alone
+        self.commands = cast(Any, dict.fromkeys(COMMANDS))
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Import a command; None if there is none of this name."""
+        if cmd_name not in COMMANDS:
+            return None
+        found = import_module(f"nnunet_ext.cli.{cmd_name.replace('-', '_')}").command
+        if not isinstance(found, typer.Typer):
+            function = found
+            found = typer.Typer(add_completion=False, rich_markup_mode=None)
+            found.command(cmd_name, context_settings=CONTEXTS.get(cmd_name))(function)
+        return get_command(found)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the names with what they are for."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
 
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     # plain help keeps the line breaks of the examples, in terminals and in pipes
@@ -29,26 +66,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-app.command("list", short_help="Show trainers, planners and settings.")(list_methods)
-app.command("doctor", short_help="Check the installation and its surroundings.")(doctor)
-app.command(
-    "run",
-    short_help="Run an nnU-Net command that would not find us.",
-    # everything behind COMMAND belongs to COMMAND, --help included
-    context_settings={"allow_interspersed_args": False, "ignore_unknown_options": True},
-)(run)
-app.command("demo", short_help="Show the whole way on a small task.")(demo)
-app.command("fetch", short_help="Download tasks of the Medical Decathlon.")(fetch)
-app.add_typer(benchmark, name="benchmark", short_help="Compare trainers on one data set.")
-app.command("memory", short_help="Tell how much memory a training takes.")(memory)
-app.command("configure", short_help="Write settings of your own into the plans.")(configure)
-app.command("export-stock", short_help="Copy a model for nnU-Net without nnunet_ext.")(export_stock)
-app.command("domains", short_help="Say which case comes from which scanner or site.")(domains)
-app.command("folds", short_help="Write folds that keep a patient's cases together.")(folds)
-app.command("join", short_help="Make one data set of several, each a domain.")(join)
-app.command("compare", short_help="Compare models that are trained already.")(compare)
-app.command("evaluate", short_help="Score predictions against labels.")(evaluate)
 
 
 def _print_version(wanted: bool) -> None:

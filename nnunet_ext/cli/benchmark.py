@@ -1,29 +1,38 @@
 """``nnunet-ext benchmark``: train many trainers on one data set, and see the answer."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-from typer import Option
+from rich.console import Console
+from typer import Argument, Option
 from typer.core import TyperCommand
 
+from nnunet_ext._common.console import resumable, say
 from nnunet_ext._common.errors import UserError
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from nnunet_ext.benchmark.schedule import Execution
-    from nnunet_ext.benchmark.spec import Benchmark
+from nnunet_ext.benchmark import spec
+from nnunet_ext.benchmark.collect import gather
+from nnunet_ext.benchmark.layout import layouts
+from nnunet_ext.benchmark.live import progress_shown, summary
+from nnunet_ext.benchmark.prepare import prepare
+from nnunet_ext.benchmark.report import write_report
+from nnunet_ext.benchmark.results import FRAMES, without_images
+from nnunet_ext.benchmark.schedule import Execution, Scheduler, only_one
+from nnunet_ext.benchmark.spec import Benchmark
+from nnunet_ext.cli.configure import parse, put
+from nnunet_ext.cli.fetch import fetch_shown
+from nnunet_ext.cli.options import Images
+from nnunet_ext.nnunet import decathlon, discovery
+from nnunet_ext.nnunet.commands import termination_interrupts
+from nnunet_ext.nnunet.datasets import RAW, find_dataset, nnunet_folder
 
 CLUSTERS = ("local", "slurm", "debug")
 DEVICES = ("cpu", "cuda", "mps")
 
-benchmark = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+command = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 
 
-@benchmark.callback()
+@command.callback()
 def _benchmark() -> None:
     """Compare trainers on one data set or several: train them all, then report."""
 
@@ -52,7 +61,7 @@ class ListsOfValues(TyperCommand):
 
 Given = Annotated[
     str,
-    typer.Argument(
+    Argument(
         metavar="DATASET",
         help="Data set (number or name), Decathlon task, benchmark file, or its folder.",
     ),
@@ -85,7 +94,7 @@ Slurm = Annotated[
 ]
 
 
-@benchmark.command("run", cls=ListsOfValues, short_help="Train every arm; go on where it stopped.")
+@command.command("run", cls=ListsOfValues, short_help="Train every arm; go on where it stopped.")
 def run(
     what: Given,
     trainers: Trainers = None,
@@ -121,12 +130,6 @@ def run(
       nnunet-ext benchmark run my_benchmark.json --out results
       nnunet-ext benchmark run results
     """
-    from rich.console import Console
-
-    from nnunet_ext._common.console import resumable
-    from nnunet_ext.benchmark.schedule import Execution
-    from nnunet_ext.nnunet import discovery
-
     discovery.activate(force=True)
     if cluster not in CLUSTERS:
         raise UserError(f'--cluster is "{cluster}"; it must be one of {", ".join(CLUSTERS)}.')
@@ -145,30 +148,16 @@ def run(
     given |= {"plans": plans, "baseline": baseline}
     given["settings"] = _settings(epochs, assignments or [])
     given = {key: value for key, value in given.items() if value}
-    console = Console()
     with resumable():
-        wanted, folder = _find(_converted(what, console), trainers or [], given, out)
-        all_done = run_shown(wanted, folder, execution, console)
-        _report(folder, console)
+        wanted, folder = _find(_converted(what), trainers or [], given, out)
+        all_done = run_shown(wanted, folder, execution)
+        _report(folder)
     if not all_done:
         raise typer.Exit(1)
 
 
-def run_shown(wanted: Benchmark, folder: Path, execution: Execution, console: Console) -> bool:
-    """Run a benchmark in its folder and show how it goes; return whether nothing has failed.
-
-    Raises:
-        UserError: If the folder or a data set does not serve it.
-    """
-    from nnunet_ext._common.console import print_plain
-    from nnunet_ext.benchmark import spec
-    from nnunet_ext.benchmark.layout import layouts
-    from nnunet_ext.benchmark.live import progress_shown, summary
-    from nnunet_ext.benchmark.prepare import prepare
-    from nnunet_ext.benchmark.schedule import Scheduler, only_one
-    from nnunet_ext.nnunet.commands import termination_interrupts
-    from nnunet_ext.nnunet.datasets import find_dataset
-
+def run_shown(wanted: Benchmark, folder: Path, execution: Execution) -> bool:
+    """Run a benchmark in its folder and show how it goes; return whether nothing has failed."""
     parts = spec.one_by_one(wanted)
     for part in parts:
         find_dataset(part.dataset)
@@ -179,24 +168,20 @@ def run_shown(wanted: Benchmark, folder: Path, execution: Execution, console: Co
         for part, layout in each:  # a mistake must not come to light after hours of training
             if wanted.datasets:
                 spec.claim(layout.root, part)
-            prepare(layout, lambda step: print_plain(console, step))
+            prepare(layout, say)
         for part, layout in each:
             if wanted.datasets:
-                print_plain(console, part.dataset, "bold")
+                say(part.dataset, "bold")
             scheduler = Scheduler(layout, execution)
-            with progress_shown(console) as show:
+            with progress_shown(Console()) as show:
                 scheduler.run(show)
-            print_plain(console, summary(scheduler), "bold")
+            say(summary(scheduler), "bold")
             failed += len(scheduler.with_status("failed"))
     return not failed
 
 
 def find_device(wished: str | None) -> str:
-    """The device to use; a wished one must be there.
-
-    Raises:
-        UserError: If it is not.
-    """
+    """The device to use; a wished one must be there."""
     if wished is not None and wished not in DEVICES:
         raise UserError(f'--device is "{wished}"; it must be one of {", ".join(DEVICES)}.')
     if wished == "cpu":
@@ -212,25 +197,18 @@ def find_device(wished: str | None) -> str:
     return wished
 
 
-def _converted(what: str, console: Console) -> str:
+def _converted(what: str) -> str:
     """The data set that a Decathlon task becomes, fetched and converted if need be."""
-    from nnunet_ext.cli.fetch import fetch_shown
-    from nnunet_ext.nnunet import decathlon
-    from nnunet_ext.nnunet.datasets import RAW, nnunet_folder
-
     if what not in decathlon.TASKS:
         return what
     nnunet_folder(RAW)  # before hours of download
-    return decathlon.convert(fetch_shown(console, what, Path()))
+    return decathlon.convert(fetch_shown(what, Path()))
 
 
 def _find(
     what: str, trainers: list[str], given: dict[str, Any], out: Path | None
 ) -> tuple[Benchmark, Path]:
     """The benchmark that is asked for, and its folder."""
-    from nnunet_ext.benchmark import spec
-    from nnunet_ext.nnunet.datasets import find_dataset
-
     path = Path(what)
     if path.suffix == ".json" or (path / spec.FILE_NAME).exists():
         if trainers or given:
@@ -255,8 +233,6 @@ def _find(
 
 
 def _settings(epochs: int | None, assignments: list[str]) -> dict[str, Any]:
-    from nnunet_ext.cli.configure import parse, put
-
     settings: dict[str, Any] = {} if epochs is None else {"num_epochs": epochs}
     for assignment in assignments:
         path, value = parse(assignment)
@@ -271,18 +247,14 @@ def _pairs(options: list[str]) -> dict[str, str]:
     return dict(option.split("=", 1) for option in options)
 
 
-@benchmark.command("report", short_help="Write the report of what is finished.")
+@command.command("report", short_help="Write the report of what is finished.")
 def report(
     folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="A benchmark's folder, or a record of one.")
+        Path, Argument(metavar="FOLDER", help="A benchmark's folder, or a record of one.")
     ],
-    baseline: Annotated[
-        str | None, Option(help="Arm to compare with.", show_default="the benchmark's")
-    ] = None,
+    baseline: Baseline = None,
     out: Annotated[Path | None, Option(help="Where it goes.", show_default="FOLDER/report")] = None,
-    images: Annotated[
-        bool, Option(help="Show cases; leave out for data that must not be spread.")
-    ] = True,
+    images: Images = True,
 ) -> None:
     """Write FOLDER/report: one HTML page, the same as Markdown, CSV and JSON files.
 
@@ -295,27 +267,16 @@ def report(
       nnunet-ext benchmark report my_benchmark --no-images --out published
       nnunet-ext benchmark report published --out page
     """
-    from rich.console import Console
-
-    _report(folder, Console(), baseline, out, images)
+    _report(folder, baseline, out, images)
 
 
 def _report(
-    folder: Path,
-    console: Console,
-    baseline: str | None = None,
-    out: Path | None = None,
-    images: bool = True,
+    folder: Path, baseline: str | None = None, out: Path | None = None, images: bool = True
 ) -> None:
-    from nnunet_ext._common.console import print_plain
-    from nnunet_ext.benchmark.collect import gather, without_images
-    from nnunet_ext.benchmark.report import write_report
-    from nnunet_ext.benchmark.results import FRAMES
-
     folder = folder.expanduser().resolve()
     results = [each if images else without_images(each) for each in gather(folder, baseline)]
     for problem in (problem for each in results for problem in each.problems):
-        print_plain(console, f"Problem: {problem}", "bold red")
+        say(f"Problem: {problem}", "bold red")
     is_record = (folder / FRAMES["scores"]).exists()  # beside which the page goes
     target = out or (folder if is_record else folder / "report")
-    print_plain(console, f"Report: {write_report(results, target, folder)}")
+    say(f"Report: {write_report(results, target, folder)}")

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 import sysconfig
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,15 +11,25 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from packaging.requirements import Requirement
+
 import nnunet_ext
 from nnunet_ext import registry
 from nnunet_ext.nnunet import discovery, lookup
+from nnunet_ext.nnunet.datasets import PREPROCESSED, RAW, RESULTS
 
 SHOWN_PACKAGES = (
     *("torch", "nnunetv2", "dynamic_network_architectures", "batchgenerators"),
     *("batchgeneratorsv2", "acvl_utils", "numpy"),
 )
 """Packages whose versions a report of a problem should name."""
+
+FOLDERS = {
+    RAW: "raw data sets",
+    PREPROCESSED: "plans and preprocessed data, on a fast disk",
+    RESULTS: "trained models",
+}
+"""nnU-Net's, and what they are for."""
 
 REINSTALL = "pip install --force-reinstall --no-deps FOLDER, the folder of nnunet_ext's sources"
 
@@ -38,75 +49,43 @@ _warning = partial(Finding, "warning")
 _problem = partial(Finding, "PROBLEM")
 
 
-# -------------------------------------------------------------------------------------- versions
+# ----------------------------------------------------------------------------------- surroundings
 
 
 def check_versions() -> Iterator[Finding]:
-    """Report the versions of what matters, and what our requirements refuse."""
-    yield _own_version()
-    unmet = _unmet_requirements()
+    """Report the versions that a report of a problem should name."""
+    yield _ok("python", f"{sys.version.split()[0]} at {sys.executable}")
+    yield _ok("nnunet_ext", f"{nnunet_ext.__version__} in {_package_folder()}")
+    needed = {each.name: each.specifier for each in map(Requirement, _requirements())}
     for package in SHOWN_PACKAGES:
-        version = _version(package)
-        if package not in unmet and version is not None:
-            yield _ok(package, version)
-        elif package not in unmet:
+        specifier = needed.get(package)
+        try:
+            version = metadata.version(package)
+        except metadata.PackageNotFoundError:
             yield _problem(package, "not installed", "pip install nnunetv2")
-    for package, requirement in unmet.items():
-        found = _version(package) or "not installed"
-        cure = f'pip install "{requirement}"'
-        yield _problem(package, f"{found}, but nnunet_ext needs {requirement}", cure)
-
-
-def _own_version() -> Finding:
-    version, installed = nnunet_ext.__version__, _version("nnunet_ext")
-    if installed is None:
-        detail = f"{version}, not installed, imported from {_package_folder()}"
-        return _warning("nnunet_ext", detail, f"pip install {_package_folder().parent}")
-    if installed != version:
-        detail = f"{version}, but pip knows it as {installed}: one of them is stale"
-        return _warning("nnunet_ext", detail, REINSTALL)
-    return _ok("nnunet_ext", f"{version} in {_package_folder()}")
-
-
-def _unmet_requirements() -> dict[str, str]:
-    from packaging.requirements import Requirement
-
-    try:
-        declared = metadata.requires("nnunet_ext") or []
-    except metadata.PackageNotFoundError:
-        return {}
-    unmet = {}
-    for requirement in map(Requirement, declared):
-        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
-        version = _version(requirement.name)
-        if version is None or not requirement.specifier.contains(version, prereleases=True):
-            unmet[requirement.name] = f"{requirement.name}{requirement.specifier}"
-    return unmet
+        if specifier and not specifier.contains(version, prereleases=True):
+            detail = f"{version}, but nnunet_ext needs {package}{specifier}"
+            yield _problem(package, detail, f'pip install "{package}{specifier}"')
+        else:
+            yield _ok(package, version)
 
 
-def _version(package: str) -> str | None:
+def _requirements() -> list[str]:
     try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+        return metadata.requires("nnunet_ext") or []
+    except metadata.PackageNotFoundError:  # neither installed nor stale: `run` or a checkout
+        return []
 
 
 def _package_folder() -> Path:
     return Path(nnunet_ext.__file__).resolve().parent
 
 
-# --------------------------------------------------------------------------------------- folders
-
-
 def check_folders(environment: Mapping[str, str]) -> Iterator[Finding]:
     """Check the folders that nnU-Net is told by environment variables."""
-    for variable, what in (
-        ("nnUNet_raw", "raw data sets"),
-        ("nnUNet_preprocessed", "plans and preprocessed data, on a fast disk"),
-        ("nnUNet_results", "trained models"),
-    ):
-        yield _check_folder(variable, environment.get(variable), what)
+    for variable, what in FOLDERS.items():
+        yield _check_folder(variable, environment.get(variable, ""), what)
     variable = lookup.USER_FOLDERS
     for folder in filter(str.strip, environment.get(variable, "").split(os.pathsep)):
         if Path(folder).is_dir():
@@ -116,23 +95,19 @@ def check_folders(environment: Mapping[str, str]) -> Iterator[Finding]:
             yield _warning(variable, detail, f"correct or unset {variable}")
 
 
-def _check_folder(variable: str, folder: str | None, what: str) -> Finding:
+def _check_folder(variable: str, folder: str, what: str) -> Finding:
+    is_read = variable == RAW
     if not folder:
         setting = f"setx {variable} FOLDER" if os.name == "nt" else f"export {variable}=FOLDER"
         return _problem(variable, "not set", f"{setting}, the folder for {what}")
     path = Path(folder)
-    make = f"mkdir -p {folder}, or correct {variable}"
-    if not path.exists():
-        if variable == "nnUNet_raw":
-            return _problem(variable, f"{folder} does not exist", make)
-        nearest = next(parent for parent in path.absolute().parents if parent.exists())
-        if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-            return _problem(variable, f"{folder} neither exists nor can be made", make)
-        return _warning(variable, f"{folder} does not exist; nnU-Net will make it", make)
-    if not path.is_dir():
-        return _problem(variable, f"{folder} is not a folder", f"correct {variable}")
-    if not os.access(path, os.W_OK | os.X_OK) and variable != "nnUNet_raw":
-        return _problem(variable, f"{folder} is not writable", f"chmod u+w, or correct {variable}")
+    there = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if not there.is_dir() or (there != path and is_read):
+        return _problem(variable, f"{folder} is no folder", f"correct {variable}")
+    if not is_read and not os.access(there, os.W_OK | os.X_OK):
+        return _problem(variable, f"{there} is not writable", f"chmod u+w, or correct {variable}")
+    if there != path:
+        return _warning(variable, f"{folder} does not exist; nnU-Net will make it")
     return _ok(variable, folder)
 
 
@@ -153,28 +128,16 @@ def check_devices(facts: Mapping[str, Any], environment: Mapping[str, str]) -> I
     if devices["mps"]:
         yield _ok("mps", "available; choose it with -device mps")
     if not devices["gpus"] and not devices["mps"]:
-        yield _no_accelerator(devices)
+        detail = f"torch {devices['torch']} (CUDA: {devices['cuda']}) finds no GPU"
+        if shutil.which("nvidia-smi"):
+            detail += (
+                ", although there is a driver: see nvidia-smi, CUDA_VISIBLE_DEVICES, pytorch.org"
+            )
+        yield _warning("cuda", detail, "choose -device cpu; training will be slow")
     cores = os.cpu_count() or 1
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
     yield _ok("cpu", f"{usable} of {cores} cores for this process")
     yield _check_compiler(environment, bool(devices["gpus"]))
-
-
-def _no_accelerator(devices: Mapping[str, Any]) -> Finding:
-    cpu_only = "choose -device cpu; training will be slow"
-    if shutil.which("nvidia-smi") is None:
-        return _warning("cuda", "no GPU", cpu_only)
-    if devices["cuda"] is None:
-        return _problem(
-            "cuda",
-            f"there is an NVIDIA driver, but torch {devices['torch']} is built without CUDA",
-            "install torch with CUDA (pytorch.org), or choose -device cpu",
-        )
-    return _warning(
-        "cuda",
-        f"there is an NVIDIA driver, but torch (CUDA {devices['cuda']}) cannot use a GPU",
-        f"see nvidia-smi and CUDA_VISIBLE_DEVICES; otherwise {cpu_only}",
-    )
 
 
 def _check_compiler(environment: Mapping[str, str], cuda: bool) -> Finding:

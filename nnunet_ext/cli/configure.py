@@ -5,13 +5,17 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
-import typer
+from rich.table import Table
+from rich.text import Text
+from typer import Option
 
 from nnunet_ext import registry
+from nnunet_ext._common.console import lay_out, say, show
 from nnunet_ext._common.errors import SettingsError, UserError
 from nnunet_ext._common.files import read_json
+from nnunet_ext.cli.options import Dataset, Plans
 from nnunet_ext.domains.splits import SPLITS_FILE
 from nnunet_ext.nnunet.lookup import users_settings
 from nnunet_ext.nnunet.plans import Configuration, PlansFile, open_plans
@@ -22,8 +26,19 @@ from nnunet_ext.settings import (
     read_training_settings,
 )
 
-if TYPE_CHECKING:
-    from rich.table import Table
+Base = Annotated[
+    str,
+    Option("-c", "--configuration", metavar="BASE", help="Configuration to start from or show."),
+]
+Name = Annotated[str | None, Option(metavar="NAME", help="Name of the new configuration.")]
+Set = Annotated[
+    list[str] | None,
+    Option("--set", metavar="KEY=VALUE", help="A setting; may be given repeatedly."),
+]
+Replace = Annotated[
+    bool, Option("--overwrite", help="Replace a configuration made by this command.")
+]
+Show = Annotated[bool, Option("--show", help="Show the settings in force; writes nothing.")]
 
 NNUNETS_FOLDS = 5
 """How many folds nnU-Net makes if nobody has."""
@@ -34,38 +49,14 @@ _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
 _PYTHON_LITERALS = {"True": True, "False": False, "None": None}
 
 
-def configure(
-    dataset: Annotated[
-        str, typer.Argument(metavar="DATASET", help="Number or name of a preprocessed data set.")
-    ],
-    plans: Annotated[
-        str, typer.Option("-p", "--plans", metavar="PLANS", help="Name of the plans.")
-    ] = "nnUNetPlans",
-    base: Annotated[
-        str,
-        typer.Option(
-            "-c", "--configuration", metavar="BASE", help="Configuration to start from, or to show."
-        ),
-    ] = "3d_fullres",
-    name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Name of the new configuration.")
-    ] = None,
-    assignments: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="A setting; may be given repeatedly."),
-    ] = None,
-    previous_stage: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="For a cascade: the low-resolution configuration to build upon."
-        ),
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a configuration made by this command.")
-    ] = False,
-    show: Annotated[
-        bool, typer.Option("--show", help="Show the settings in force; writes nothing.")
-    ] = False,
+def command(
+    dataset: Dataset,
+    plans: Plans = "nnUNetPlans",
+    base: Base = "3d_fullres",
+    name: Name = None,
+    assignments: Set = None,
+    overwrite: Replace = False,
+    show: Show = False,
 ) -> None:
     """Write a named configuration with settings of your own into the plans.
 
@@ -82,9 +73,9 @@ def configure(
       nnunet-ext configure 4 -p CateNormPlans -c 3d_fullres_r4 --show
     """
     if show:
-        if name or assignments or previous_stage or overwrite:
+        if name or assignments or overwrite:
             raise UserError("--show only reads; give it -p and -c, and nothing to write.")
-        _show(open_plans(dataset, plans), base)
+        _show_settings(open_plans(dataset, plans), base)
         return
     if not name or not assignments:
         raise UserError(
@@ -97,9 +88,6 @@ def configure(
     _refuse_name(plans_file, name, overwrite)
     _refuse_base(plans_file, base, name)
     configuration = _varied(plans_file, base, name, changes)
-    if previous_stage is not None:
-        _refuse_previous_stage(plans_file, base, name, previous_stage)
-        configuration["previous_stage"] = previous_stage
     plans_file.configurations[name] = configuration | _kept(plans_file, name)
     _announce_to_previous_stage(plans_file, name)
     plans_file.save()
@@ -164,25 +152,6 @@ def _refuse_name(plans_file: PlansFile, name: str, overwrite: bool) -> None:
         )
 
 
-def _refuse_previous_stage(
-    plans_file: PlansFile, base: str, name: str, previous_stage: str
-) -> None:
-    if plans_file.resolve(base).get("previous_stage") is None:
-        cascades = [
-            name
-            for name in plans_file.configurations
-            if plans_file.resolve(name).get("previous_stage") is not None
-        ]
-        raise UserError(
-            f'--previous-stage is for cascades, and "{base}" is none. Cascades in '
-            f"{plans_file.name}: {', '.join(cascades) or 'none'}."
-        )
-    if name in plans_file.inheritance(previous_stage):
-        raise UserError(f'--previous-stage: "{previous_stage}" inherits from "{name}" or is it.')
-    if plans_file.resolve(previous_stage).get("previous_stage") is not None:
-        raise UserError(f'--previous-stage: "{previous_stage}" is a second stage itself.')
-
-
 # -------------------------------------------------------------------------------- what is written
 
 
@@ -200,7 +169,7 @@ def _varied(
 
 def _kept(plans_file: PlansFile, name: str) -> Configuration:
     """Return what an overwritten configuration held besides what this command decides."""
-    ours = ("inherits_from", PLANS_KEY, "previous_stage")
+    ours = ("inherits_from", PLANS_KEY)
     existing = plans_file.configurations.get(name, {})
     return {key: value for key, value in existing.items() if key not in ours}
 
@@ -285,30 +254,25 @@ def _report(plans_file: PlansFile, dataset: str, name: str) -> None:
     suitable.sort(key=lambda trainer: not planner.startswith(trainer.removesuffix("Trainer")))
     trainer = suitable[0] if suitable else "TRAINER"
     options = f"-tr {trainer} -p {plans_file.name}"
-    typer.echo(f'Wrote "{name}" to {plans_file.path}:')
-    typer.echo(json.dumps(plans_file.configurations[name], indent=4))
+    say(f'Wrote "{name}" to {plans_file.path}:')
+    say(json.dumps(plans_file.configurations[name], indent=4))
     if previous := resolved.get("previous_stage"):
-        typer.echo(
+        say(
             "\nThis is the second stage of a cascade and needs predictions of the first one,"
             f'\n"{previous}". Train that from now on, or if it is trained, run for each FOLD:'
         )
-        typer.echo(f"nnUNetv2_train {dataset} {previous} FOLD {options} --val")
-    typer.echo(f"\nTrain with it, for FOLD 0 to {_number_of_folds(plans_file) - 1}:")
-    typer.echo(f"nnUNetv2_train {dataset} {name} FOLD {options}")
-    if not suitable:
-        typer.echo(f"No trainer reads all of {', '.join(methods)}; TRAINER may be one of your own.")
-    elif len(suitable) > 1:
-        typer.echo(f"Other trainers that read these settings: {', '.join(suitable[1:])}.")
-
-
-def _number_of_folds(plans_file: PlansFile) -> int:
+        say(f"nnUNetv2_train {dataset} {previous} FOLD {options} --val")
     splits = plans_file.path.with_name(SPLITS_FILE)
-    return len(read_json(splits)) if splits.exists() else NNUNETS_FOLDS
+    folds = len(read_json(splits)) if splits.exists() else NNUNETS_FOLDS
+    say(f"\nTrain with it, for FOLD 0 to {folds - 1}:")
+    say(f"nnUNetv2_train {dataset} {name} FOLD {options}")
+    if not suitable:
+        say(f"No trainer reads all of {', '.join(methods)}; TRAINER may be one of your own.")
+    elif len(suitable) > 1:
+        say(f"Other trainers that read these settings: {', '.join(suitable[1:])}.")
 
 
-def _show(plans_file: PlansFile, name: str) -> None:
-    from rich.console import Console
-
+def _show_settings(plans_file: PlansFile, name: str) -> None:
     where = f'"{name}" in {plans_file.name}'
     chain = plans_file.inheritance(name)
     resolved = plans_file.resolve(name)
@@ -319,21 +283,15 @@ def _show(plans_file: PlansFile, name: str) -> None:
     for method, settings_class in classes.items():
         values: Any = read_method_settings(resolved, method, settings_class, where)
         tables.append(_values_table(asdict(values), block.get(method, {}), f"{method}."))
-
-    console = Console(highlight=False, markup=False)
-    console.print(f"Settings in force for {where}")
+    say(f"Settings in force for {where}")
     if len(chain) > 1:
-        console.print(f"Inheritance: {' -> '.join(chain)}", soft_wrap=True)
+        say(f"Inheritance: {' -> '.join(chain)}")
     for table in tables:
-        console.print()
-        console.print(table)
+        say("")
+        show(table)
 
 
-def _values_table(values: Mapping[str, Any], given: Mapping[str, Any], prefix: str = "") -> "Table":
-    from rich.text import Text
-
-    from nnunet_ext._common.console import lay_out
-
+def _values_table(values: Mapping[str, Any], given: Mapping[str, Any], prefix: str = "") -> Table:
     rows = []
     for key, value in values.items():
         style, origin = ("bold", "set") if key in given else ("dim", "default")

@@ -1,23 +1,33 @@
 """``nnunet-ext demo``: from images to Dice scores with one command."""
 
-from __future__ import annotations
-
 import os
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
+import numpy as np
+import pandas as pd
 import typer
+from matplotlib import style
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from rich.console import Console
 from typer import Option
 
+from nnunet_ext._common import pictures
+from nnunet_ext._common.console import resumable, say, show_table
 from nnunet_ext._common.errors import UserError
-from nnunet_ext.cli.benchmark import Device
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from nnunet_ext.benchmark.results import Results
-    from nnunet_ext.benchmark.spec import Benchmark
+from nnunet_ext._common.files import replacing
+from nnunet_ext.benchmark import spec, synthetic
+from nnunet_ext.benchmark.arms import find_training
+from nnunet_ext.benchmark.collect import collect
+from nnunet_ext.benchmark.layout import Layout
+from nnunet_ext.benchmark.results import TEST, Results
+from nnunet_ext.benchmark.schedule import Execution
+from nnunet_ext.cli.benchmark import Device, find_device, run_shown
+from nnunet_ext.cli.fetch import fetch_shown
+from nnunet_ext.nnunet import decathlon, discovery
+from nnunet_ext.nnunet.datasets import PREPROCESSED, RAW, RESULTS, short_name
 
 SETTINGS = {
     "save_every": 1,
@@ -30,22 +40,19 @@ TEST_SHARE = 4
 """One test case per so many training cases."""
 
 Out = Annotated[Path, Option(help="Working folder; an interrupted demo goes on from there.")]
-Data = Annotated[Path | None, Option(help="Folder of a Decathlon task, instead of synthetic data.")]
 Task = Annotated[str | None, Option(help="Decathlon task to download, such as Task04_Hippocampus.")]
 Cases = Annotated[
     int | None, Option(min=5, help="Synthetic training cases.", show_default=str(CASES))
 ]
 
 
-def demo(
+def command(
     out: Out = Path("nnunet_ext_demo"),
-    data: Data = None,
     task: Task = None,
     trainer: Annotated[str, Option(help="Who trains.")] = "CateNormTrainer",
     epochs: Annotated[int, Option(min=1, help="Epochs of training.")] = 15,
     iterations: Annotated[int, Option(min=1, help="Batches per epoch.")] = 20,
     cases: Cases = None,
-    seed: Annotated[int, Option(min=0, help="Seed of the synthetic data.")] = 0,
     device: Device = None,
 ) -> None:
     """Show the whole way on a small task: data, plan, training, prediction, scores, picture.
@@ -61,59 +68,35 @@ def demo(
       nnunet-ext demo --task Task04_Hippocampus --epochs 50 --out hippocampus
       nnunet-ext demo --trainer nnUNetTrainer --epochs 5 --out stock
     """
-    from rich.console import Console
-
-    from nnunet_ext._common.console import print_plain, resumable
-    from nnunet_ext.benchmark import spec, synthetic
-    from nnunet_ext.benchmark.collect import collect
-    from nnunet_ext.benchmark.layout import Layout
-    from nnunet_ext.benchmark.schedule import Execution
-    from nnunet_ext.cli.benchmark import find_device, run_shown
-    from nnunet_ext.cli.fetch import fetch_shown
-    from nnunet_ext.nnunet import decathlon
-    from nnunet_ext.nnunet.datasets import PREPROCESSED, RAW, RESULTS
-
-    if data is not None and task is not None:
-        raise UserError("--data and --task exclude each other: both say which task to use.")
-    if cases is not None and (data is not None or task is not None):
+    if cases is not None and task is not None:
         raise UserError("--cases is for synthetic data; a Decathlon task is used as it is.")
-    data = None if data is None else decathlon.check_task_folder(data)
-    source = data.name if data else decathlon.find_task(task).name if task else None
-    dataset = decathlon.dataset_name(source) if source else synthetic.DATASET
+    name = decathlon.find_task(task).name if task else None
+    dataset = decathlon.dataset_name(name) if name else synthetic.DATASET
     benchmark = _benchmark(dataset, trainer, epochs, iterations)
-    execution = Execution("local", find_device(device), jobs=1)
-    console, layout = Console(), Layout(out)
+    execution, layout = Execution("local", find_device(device), jobs=1), Layout(out)
     spec.claim(layout.root, benchmark)
     folders = {name: layout.root / "data" / name for name in (RAW, PREPROCESSED)}
-    for name, folder in folders.items():
+    for variable, folder in folders.items():
         folder.mkdir(parents=True, exist_ok=True)
-        os.environ[name] = str(folder)
+        os.environ[variable] = str(folder)
     with resumable():
-        if data or source:
-            decathlon.convert(data or fetch_shown(console, str(source), layout.root / "data"))
+        if name:
+            decathlon.convert(fetch_shown(name, layout.root / "data"))
         else:
             number = cases or CASES
             test = max(len(synthetic.SITES), number // TEST_SHARE)
-            synthetic.write_raw(folders[RAW], number, test, seed)
-        if not run_shown(benchmark, layout.root, execution, console):
+            synthetic.write_raw(folders[RAW], number, test)
+        if not run_shown(benchmark, layout.root, execution):
             raise typer.Exit(1)
-        _publish(collect(layout), layout.root, console)
-    print_plain(console, "nnU-Net's commands go on from here with:")
+        publish(collect(layout), layout.root)
+    say("nnU-Net's commands go on from here with:")
     folders |= {PREPROCESSED: layout.preprocessed, RESULTS: layout.results}
-    for name, folder in folders.items():
-        print_plain(console, f"  export {name}={shlex.quote(str(folder))}")
+    for variable, folder in folders.items():
+        say(f"  export {variable}={shlex.quote(str(folder))}")
 
 
-def _benchmark(dataset: str, trainer: str, epochs: int, iterations: int) -> Benchmark:
-    """The benchmark that a demo is.
-
-    Raises:
-        UserError: If there is no such trainer, or it cannot be told how long to train.
-    """
-    from nnunet_ext.benchmark import spec
-    from nnunet_ext.benchmark.arms import find_training
-    from nnunet_ext.nnunet import discovery
-
+def _benchmark(dataset: str, trainer: str, epochs: int, iterations: int) -> spec.Benchmark:
+    """The benchmark that a demo is."""
     length = {
         "num_epochs": epochs,
         "num_iterations_per_epoch": iterations,
@@ -128,25 +111,16 @@ def _benchmark(dataset: str, trainer: str, epochs: int, iterations: int) -> Benc
     }
     benchmark = spec.from_content(content, "The command line")
     discovery.activate(force=True)
-    problem = find_training(benchmark, trainer).problem
-    if problem:
+    if problem := find_training(benchmark, trainer).problem:
         raise UserError(problem)
     return benchmark
 
 
-def _publish(results: Results, folder: Path, console: Any) -> None:
-    """Print the table, write it to ``summary.txt`` and draw ``demo.png``."""
-    from rich.console import Console
-
-    from nnunet_ext._common.console import print_plain, print_table
-    from nnunet_ext.benchmark.results import TEST
-    from nnunet_ext.nnunet.datasets import short_name
-
+def publish(results: Results, folder: Path) -> None:
+    """Print the table of Dice, write it to ``summary.txt`` and draw ``demo.png``."""
     is_test = results.scores["evaluation"] == TEST
-    kind, scores = (
-        ("test" if is_test.any() else "validation"),
-        results.scores[is_test == is_test.any()],
-    )
+    kind = "test" if is_test.any() else "validation"
+    scores = results.scores[is_test == is_test.any()]
     names = [*results.labels.values(), "mean"]
     dice = scores.pivot(index="case", columns="label", values="dice")[list(results.labels)]
     ranked = dice.mean(axis=1).sort_values(ascending=False, na_position="last").index
@@ -159,9 +133,9 @@ def _publish(results: Results, folder: Path, console: Any) -> None:
     (trainer,) = results.arms
     title = f"{trainer} on the {len(dice)} {kind} cases of {short_name(results.title)}"
     with (folder / "summary.txt").open("w", encoding="utf-8") as file:
-        for target in (Console(file=file, width=100), console):
-            print_plain(target, f"\n{title}\n", "bold")
-            print_table(target, ("Dice", *names), rows)
+        for target in (Console(file=file, width=100), None):
+            say(f"\n{title}\n", "bold", target)
+            show_table(("Dice", *names), rows, target)
     shown = {len(ranked) // 2: "median", len(ranked) - 1: "worst", 0: "best"}
     lines = {}
     for place, role in sorted(shown.items()):
@@ -170,7 +144,7 @@ def _publish(results: Results, folder: Path, console: Any) -> None:
         line = f"{role}: {case}\nDice: {', '.join(map(' '.join, parts))}"
         lines[line] = scores[scores["case"] == case].iloc[0]
     _draw(lines, results.labels, title, folder / "demo.png")
-    print_plain(console, f"\nPicture: {folder / 'demo.png'}\nTable:   {folder / 'summary.txt'}")
+    say(f"\nPicture: {folder / 'demo.png'}\nTable:   {folder / 'summary.txt'}")
 
 
 def _figures(dice: pd.Series) -> list[str]:
@@ -187,14 +161,6 @@ def _draw(cases: dict[str, pd.Series], labels: dict[str, str], title: str, path:
         title: What stands above.
         path: Where the picture goes.
     """
-    import numpy as np
-    from matplotlib import style
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
-
-    from nnunet_ext._common import pictures
-    from nnunet_ext._common.files import replacing
-
     colours = {int(label): pictures.COLOURS[i % 7] for i, label in enumerate(labels)}
     columns = ("image", "truth", "prediction")
     with style.context("default"):
@@ -203,11 +169,10 @@ def _draw(cases: dict[str, pd.Series], labels: dict[str, str], title: str, path:
         for row, (line, case) in zip(grid, cases.items(), strict=True):
             voxels = [pictures.read_voxels(Path(case[column])) for column in columns]
             axis, index = pictures.telling_slice(voxels[1][0], voxels[2][0], voxels[0][1])
-            slices = [np.take(array, index, axis) for array, _ in voxels]
-            for axes, labelled in zip(row, (None, *slices[1:]), strict=True):
-                pictures.draw_slice(axes, slices[0], pictures.aspect_of(voxels[0][1], axis))
-                if labelled is not None:
-                    pictures.draw_labels(axes, labelled, labelled, colours)
+            image, *labelled = (np.take(array, index, axis) for array, _ in voxels)
+            for axes, shown in zip(row, (0 * labelled[0], *labelled), strict=True):
+                pictures.draw_slice(axes, image, pictures.aspect_of(voxels[0][1], axis))
+                pictures.draw_labels(axes, shown, shown, colours)
             row[0].set_ylabel(line, fontsize=10)
         for axes, column in zip(grid[0], columns, strict=True):
             axes.set_title(column, fontsize=12)

@@ -6,16 +6,15 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
+from rich.console import Console
+from rich.text import Text
 
 from nnunet_ext import registry
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from nnunet_ext.cli.checks import Finding
+from nnunet_ext._common.console import lay_out, say, show
+from nnunet_ext.cli import checks
 
 PROBE_SECONDS = 300
 """Patience with the fresh interpreter; importing torch from a network disk takes a while."""
@@ -23,7 +22,7 @@ PROBE_SECONDS = 300
 STYLES = {"ok": "green", "warning": "yellow", "PROBLEM": "bold red"}
 
 
-def doctor() -> None:
+def command() -> None:
     """Check versions, folders, devices and whether nnU-Net's commands find our trainers.
 
     Exit code 1 means that something here keeps training from working.
@@ -32,28 +31,15 @@ def doctor() -> None:
     Example:
       nnunet-ext doctor
     """
-    from rich.console import Console
-
-    from nnunet_ext.cli import checks
-
-    console = Console(highlight=False)
     probe = _start_probe()  # works on while the other checks run
-    levels: list[str] = []
-
-    def report(title: str, findings: Iterable["Finding"]) -> None:
-        findings = list(findings)
-        levels.extend(finding.level for finding in findings)
-        _print_group(console, title, findings)
-
-    python = f"{sys.version.split()[0]} at {sys.executable}"
-    report("Versions", [checks.Finding("ok", "python", python), *checks.check_versions()])
-    report("Folders", checks.check_folders(os.environ))
-    with console.status("Asking nnU-Net for our trainers in a fresh interpreter ..."):
+    levels = _show("Versions", checks.check_versions())
+    levels += _show("Folders", checks.check_folders(os.environ))
+    with Console().status("Asking nnU-Net for our trainers in a fresh interpreter ..."):
         facts = _finish_probe(probe)
-    report("Devices", checks.check_devices(facts, os.environ))
-    report("Discovery", checks.check_discovery(facts, os.environ))
+    levels += _show("Devices", checks.check_devices(facts, os.environ))
+    levels += _show("Discovery", checks.check_discovery(facts, os.environ))
     problems, warnings = levels.count("PROBLEM"), levels.count("warning")
-    console.print(f"\n{_count(problems, 'problem')}, {_count(warnings, 'warning')}.")
+    say(f"\nProblems: {problems}, warnings: {warnings}.")
     if problems:
         raise typer.Exit(1)
 
@@ -84,20 +70,15 @@ def _finish_probe(probe: "subprocess.Popen[str]") -> dict[str, Any]:
     return facts
 
 
-def _print_group(console: "Console", title: str, findings: Iterable["Finding"]) -> None:
-    from rich.text import Text
-
-    from nnunet_ext._common.console import lay_out
-
-    rows = []
+def _show(title: str, findings: Iterable[checks.Finding]) -> list[str]:
+    """Print findings; return their levels."""
+    rows, levels = [], list[str]()
     for finding in findings:
         detail = Text(finding.detail)
         if finding.cure:
             detail.append(f"\n-> {finding.cure}", style="bold")
         rows.append((Text(finding.level, style=STYLES[finding.level]), finding.subject, detail))
-    console.print(Text(f"\n{title}", style="bold underline"))
-    console.print(lay_out(rows, {2}))
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number or 'no'} {noun}{'' if number == 1 else 's'}".capitalize()
+        levels.append(finding.level)
+    say(f"\n{title}", "bold underline")
+    show(lay_out(rows, {2}))
+    return levels

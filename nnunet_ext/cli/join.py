@@ -2,25 +2,27 @@
 
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
+
+from nnunet_ext._common.console import say
+from nnunet_ext.cli.domains import show_domains
+from nnunet_ext.domains import joining
+
+Datasets = Annotated[
+    list[str], Argument(metavar="DATASET", help="Numbers or names of raw data sets.")
+]
+Unlabeled = Annotated[
+    list[str] | None,
+    Option(metavar="D", help="Data set whose images serve without labels; may be repeated."),
+]
 
 
-def join(
-    datasets: Annotated[
-        list[str],
-        typer.Argument(metavar="DATASET", help="Numbers or names of raw data sets."),
-    ],
-    number: Annotated[int, typer.Option("--id", min=1, max=999, help="Number of the new one.")],
-    name: Annotated[str, typer.Option(help="Its name, what stands behind Dataset012_.")],
-    unlabeled: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="D", help="Data set whose images serve without labels; may be repeated."
-        ),
-    ] = None,
-    link: Annotated[
-        bool, typer.Option("--link", help="Make links to images and labels, no copies.")
-    ] = False,
+def command(
+    datasets: Datasets,
+    number: Annotated[int, Option("--id", min=1, max=999, help="Number of the new one.")],
+    name: Annotated[str, Option(help="Its name, what stands behind Dataset012_.")],
+    unlabeled: Unlabeled = None,
+    link: Annotated[bool, Option("--link", help="Make links to the files, no copies.")] = False,
 ) -> None:
     """Make one raw data set of several; each becomes a domain.
 
@@ -33,34 +35,23 @@ def join(
       nnunet-ext join 11 12 13 --id 20 --name ThreeSites
       nnunet-ext join 11 12 --id 21 --name Adapted --unlabeled 14 --link
     """
-    from rich.console import Console
-
-    from nnunet_ext._common.console import print_plain
-    from nnunet_ext.cli.domains import print_domains
-    from nnunet_ext.domains import joining
-
-    console = Console(highlight=False)
     joined = joining.gather(datasets, unlabeled or [], number, name)
     joining.write(joined, link)
-    print_plain(console, f"{joined.folder.name}: {len(joined.cases)} training cases", "bold")
-    print_domains(console, joined.content["domains"])
+    say(f"{joined.folder.name}: {len(joined.cases)} training cases", "bold")
+    show_domains(joined.content["domains"])
     if joined.unlabelled:
-        print_plain(console, f"Without labels, in imagesUn: {len(joined.unlabelled)}")
+        say(f"Without labels, in imagesUn: {len(joined.unlabelled)}")
     every = joined.cases | joined.unlabelled
     renamed = [f"{case.name} is now {new}" for new, case in every.items() if new != case.name]
     if renamed:
         several = f" and {len(renamed) - 1} more" if len(renamed) > 1 else ""
-        print_plain(console, f"Renamed, because several data sets have them: {renamed[0]}{several}")
-    print_plain(console, f"Wrote {joined.folder}")
+        say(f"Renamed, because several data sets have them: {renamed[0]}{several}")
+    say(f"Wrote {joined.folder}")
     if joined.unlabelled and "CT" in joined.content[joining.CHANNELS].values():
-        print_plain(
-            console,
+        say(
             "Unless the images without labels are CT as well, replace CT by another name in "
             "channel_names of its dataset.json before you plan: nnU-Net would clip and scale them "
             "by the intensities of labelled CT.",
             "yellow",
         )
-    print_plain(
-        console,
-        f"Next: nnUNetv2_plan_and_preprocess -d {number} --verify_dataset_integrity",
-    )
+    say(f"Next: nnUNetv2_plan_and_preprocess -d {number} --verify_dataset_integrity")

@@ -2,29 +2,28 @@
 
 import inspect
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated
+from importlib.metadata import EntryPoint
+from typing import Annotated
 
-import typer
+from rich.table import Table
+from rich.text import Text
+from typer import Argument
 
 from nnunet_ext import registry, settings
+from nnunet_ext._common.console import lay_out, say, show
 from nnunet_ext._common.errors import UserError
 from nnunet_ext._common.near import did_you_mean
+from nnunet_ext.cli.settings_table import settings_of, settings_table
 from nnunet_ext.nnunet.lookup import occurs_in_nnunet
 from nnunet_ext.registry import OURS, TRAINERS, Entry, Kind, Planner, Trainer, others
 
-if TYPE_CHECKING:
-    from importlib.metadata import EntryPoint
+Name = Annotated[
+    str | None,
+    Argument(metavar="NAME", help="A trainer or planner; without it, all are listed."),
+]
 
-    from rich.console import Console
-    from rich.table import Table
 
-
-def list_methods(
-    name: Annotated[
-        str | None,
-        typer.Argument(metavar="NAME", help="A trainer or planner; without it, all are listed."),
-    ] = None,
-) -> None:
+def command(name: Name = None) -> None:
     """List trainers, planners and settings, or show one of them with its commands.
 
     \b
@@ -32,17 +31,17 @@ def list_methods(
       nnunet-ext list
       nnunet-ext list CateNormTrainer
     """
-    from rich.console import Console
-
-    console = Console(highlight=False)
     if name is None:
-        _show_all(console)
+        _show_all()
     elif entry := _find("trainers", name) or _find("planners", name):
-        _show_facts(console, name, entry)
+        labels = {"for": "purpose", "cost": "cost", "paper": "paper", "": "link"}
+        facts = [(label, str(getattr(entry, what, ""))) for label, what in labels.items()]
+        say(name, "bold")
+        show(lay_out([fact for fact in facts if fact[1]], {1}))
         if isinstance(entry, Trainer):
-            _show_trainer(console, name, entry)
+            _show_trainer(name, entry)
         elif isinstance(entry, Planner):
-            _show_planner(console, entry)
+            _show_planner(entry)
     else:
         known = [name for kind in OURS for name in {**OURS[kind], **others(kind)}]
         raise UserError(
@@ -63,7 +62,7 @@ def _find(kind: Kind, name: str) -> Entry | None:
     return _describe(kind, point) if point else None
 
 
-def _describe(kind: Kind, point: "EntryPoint") -> Entry:
+def _describe(kind: Kind, point: EntryPoint) -> Entry:
     """What a class of another package says of itself, or why it does not work."""
     name, package = point.name, registry.package_of(point)
     if name in OURS[kind] or occurs_in_nnunet(name):
@@ -85,27 +84,27 @@ def _describe(kind: Kind, point: "EntryPoint") -> Entry:
     return Planner(name, package, purpose, cost, plans)
 
 
-def _show_all(console: "Console") -> None:
+def _show_all() -> None:
     listed: dict[Kind, list[Entry]] = {
         kind: [*OURS[kind].values(), *(_describe(kind, each) for each in others(kind).values())]
         for kind in OURS
     }
-    _heading(console, "Trainers", "nnUNetv2_train ... -tr NAME")
-    console.print(_overview(listed["trainers"]))
-    _heading(console, "Planners", "nnUNetv2_plan_and_preprocess ... -pl NAME")
-    console.print(_overview(listed["planners"]))
-    _show_training_settings(console)
+    _heading("Trainers", "nnUNetv2_train ... -tr NAME")
+    show(_overview(listed["trainers"]))
+    _heading("Planners", "nnUNetv2_plan_and_preprocess ... -pl NAME")
+    show(_overview(listed["planners"]))
+    _show_training_settings()
     methods: dict[str, type] = {}
     for entry in listed["trainers"]:
         methods = (entry.settings_classes if isinstance(entry, Trainer) else {}) | methods
-    _show_method_settings(console, methods)
-    console.print("\nSet them with: nnunet-ext configure --help", soft_wrap=True)
-    console.print("More on one of them, with commands: nnunet-ext list NAME", soft_wrap=True)
+    _show_method_settings(methods)
+    say("\nSet them with: nnunet-ext configure --help")
+    say("More on one of them, with commands: nnunet-ext list NAME")
 
 
-def _show_trainer(console: "Console", name: str, trainer: Trainer) -> None:
-    _show_method_settings(console, trainer.settings_classes)
-    _show_training_settings(console)
+def _show_trainer(name: str, trainer: Trainer) -> None:
+    _show_method_settings(trainer.settings_classes)
+    _show_training_settings()
     option, commands = "", {}
     if trainer.planners:
         planner, *_ = trainer.planners
@@ -121,20 +120,18 @@ def _show_trainer(console: "Console", name: str, trainer: Trainer) -> None:
         f"nnunet-ext configure DATASET{option} -c 3d_fullres --name 3d_fullres_mine"
         f" --set {_example_setting(trainer.settings_classes)}"
     )
-    _show_commands(console, commands)
+    _show_commands(commands)
 
 
-def _show_planner(console: "Console", planner: Planner) -> None:
+def _show_planner(planner: Planner) -> None:
     trainer = next((name for name, each in TRAINERS.items() if planner in each.planners), "TRAINER")
     plan = f"nnUNetv2_plan_and_preprocess -d DATASET -pl {planner.name}"
     train = f"nnUNetv2_train DATASET 3d_fullres FOLD -tr {trainer} -p {planner.plans}"
     called = f"Plan and preprocess; the plans are called {planner.plans}"
-    _show_commands(console, {called: plan, "Train with these plans": train})
+    _show_commands({called: plan, "Train with these plans": train})
 
 
 def _example_setting(methods: dict[str, type]) -> str:
-    from nnunet_ext.cli.settings_table import settings_of
-
     for method, settings_class in methods.items():
         for setting in settings_of(settings_class):
             if setting.default not in ("null", "[]"):
@@ -142,11 +139,7 @@ def _example_setting(methods: dict[str, type]) -> str:
     return "num_epochs=250"
 
 
-def _overview(entries: Iterable[Entry]) -> "Table":
-    from rich.text import Text
-
-    from nnunet_ext._common.console import lay_out
-
+def _overview(entries: Iterable[Entry]) -> Table:
     rows = []
     for entry in entries:
         purpose = Text(entry.purpose)
@@ -158,48 +151,25 @@ def _overview(entries: Iterable[Entry]) -> "Table":
     return lay_out(rows, {1, 2}, ("name", "what it is for", "relative cost"), gap=1)
 
 
-def _show_facts(console: "Console", name: str, entry: Entry) -> None:
-    from rich.text import Text
-
-    from nnunet_ext._common.console import lay_out
-
-    labels = {"for": "purpose", "cost": "cost", "paper": "paper", "": "link"}
-    facts = [(label, str(getattr(entry, what, ""))) for label, what in labels.items()]
-    console.print(Text(name, style="bold"))
-    console.print(lay_out([fact for fact in facts if fact[1]], {1}))
+def _show_training_settings() -> None:
+    _heading("Settings of training itself, for every trainer here")
+    show(settings_table(settings_of(settings.TrainingSettings)))
+    say("null keeps nnU-Net's own value.")
 
 
-def _show_training_settings(console: "Console") -> None:
-    cls = settings.TrainingSettings
-    _show_settings(console, "Settings of training itself, for every trainer here", cls)
-    console.print("null keeps nnU-Net's own value.")
-
-
-def _show_method_settings(console: "Console", methods: dict[str, type]) -> None:
+def _show_method_settings(methods: dict[str, type]) -> None:
     for method, settings_class in methods.items():
-        _show_settings(console, f"Settings of {method}", settings_class, f"{method}.")
+        _heading(f"Settings of {method}")
+        show(settings_table(settings_of(settings_class), f"{method}."))
 
 
-def _show_settings(console: "Console", title: str, settings_class: type, prefix: str = "") -> None:
-    from nnunet_ext.cli.settings_table import settings_of, settings_table
-
-    _heading(console, title)
-    console.print(settings_table(settings_of(settings_class), prefix))
-
-
-def _show_commands(console: "Console", commands: dict[str, str]) -> None:
-    from rich.text import Text
-
-    _heading(console, "Commands")
-    for purpose, command in commands.items():
-        console.print(f"# {purpose}", style="dim")
-        console.print(Text(command), soft_wrap=True)  # one line, so that it can be copied
+def _show_commands(commands: dict[str, str]) -> None:
+    _heading("Commands")
+    for purpose, line in commands.items():
+        say(f"# {purpose}", "dim")
+        say(line)
 
 
-def _heading(console: "Console", title: str, hint: str = "") -> None:
-    from rich.text import Text
-
+def _heading(title: str, hint: str = "") -> None:
     line = Text(f"\n{title}", style="bold underline")
-    if hint:
-        line.append(f"  {hint}", style="not bold not underline dim")
-    console.print(line)
+    show(line.append(f"  {hint}", style="not bold not underline dim") if hint else line)

@@ -144,16 +144,7 @@ def from_csv(path: Path) -> Domains:
 
 
 def refuse_unfit(domains: Mapping[str, str], cases: Collection[str], where: str) -> None:
-    """Refuse domains of cases that do not exist, and cases without a domain.
-
-    Args:
-        domains: Case -> domain.
-        cases: All training cases.
-        where: How the message names the place where the domains stand.
-
-    Raises:
-        UserError: Naming the cases.
-    """
+    """Refuse domains of cases that do not exist, and cases without a domain."""
     known = set(cases)
     unknown = [case for case in domains if case not in known]
     if unknown:
@@ -177,18 +168,7 @@ def without_domain(domains: Mapping[str, str], cases: Iterable[str]) -> list[str
 def refuse_unfit_for_training(
     domains: Mapping[str, str], cases: Iterable[str], who: str, dataset: str, least: int
 ) -> None:
-    """Refuse to train with domains on cases that have none, or too few.
-
-    Args:
-        domains: Case -> domain.
-        cases: Training cases of the fold.
-        who: What needs the domains, as the message names it.
-        dataset: The data set's name.
-        least: Number of domains that training needs.
-
-    Raises:
-        UserError: Naming cases and cure.
-    """
+    """Refuse to train with domains on cases that have none, or too few."""
     cases = list(cases)
     missing = without_domain(domains, cases)
     assign = f"`nnunet-ext domains {dataset}` shows and assigns domains."

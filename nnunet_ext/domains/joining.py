@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -41,38 +42,23 @@ _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
 
 @dataclass(frozen=True)
 class Case:
-    """A case of a source.
+    """A case of a source."""
 
-    Attributes:
-        source: Full name of its data set.
-        name: Its name there.
-        images: One file per channel.
-        label: File of its labels, or None.
-        domain: Its domain in the joined data set; empty without labels.
-    """
-
-    source: str
-    name: str
-    images: tuple[Path, ...]
+    source: str  # full name of its data set
+    name: str  # there
+    images: tuple[Path, ...]  # one per channel
     label: Path | None = None
-    domain: str = ""
+    domain: str = ""  # in the joined data set; empty without labels
 
 
 @dataclass(frozen=True)
 class Joined:
-    """A joined data set.
+    """A joined data set."""
 
-    Attributes:
-        folder: The new raw data set.
-        content: What its dataset.json holds.
-        cases: New name -> labelled case.
-        unlabelled: New name -> case without labels.
-    """
-
-    folder: Path
-    content: dict[str, Any]
-    cases: dict[str, Case]
-    unlabelled: dict[str, Case]
+    folder: Path  # the new raw data set
+    content: dict[str, Any]  # of its dataset.json
+    cases: dict[str, Case]  # by new name, labelled ones
+    unlabelled: dict[str, Case]  # by new name
 
 
 def gather(
@@ -98,14 +84,20 @@ def gather(
     twice = [source for source, times in Counter(sources).items() if times > 1]
     if twice:
         raise UserError(f"{twice[0]} is named twice; each data set can be joined once.")
-    described = {source: _description(raw / source) for source in sources}
+    described = {source: read_object(raw / source / DATASET_JSON) for source in sources}
+    for source, key in product(sources, (CHANNELS, "labels", "file_ending")):
+        if key not in described[source]:
+            raise UserError(f'{raw / source / DATASET_JSON} has no "{key}".')
     first, shared = labelled[0], described[labelled[0]]
     for other in labelled[1:]:
         _refuse_difference(described, first, other, (CHANNELS, *LABELS, *FILES))
     for other in without_labels:
         # its channels may be called otherwise: CT where the first shows MR
         _refuse_difference(described, first, other, FILES)
-    prefixes = _prefixes(sources)
+    times = Counter(map(short_name, sources))
+    prefixes = {
+        name: short_name(name) if times[short_name(name)] == 1 else name for name in sources
+    }
     cases: list[Case] = []
     images: list[Case] = []
     for source in labelled:
@@ -134,15 +126,7 @@ def gather(
 
 
 def write(joined: Joined, link: bool) -> None:
-    """Write a joined data set, all of it or nothing.
-
-    Args:
-        joined: What :func:`gather` has found.
-        link: Whether images and labels are links to the sources' instead of copies.
-
-    Raises:
-        UserError: If it cannot be written.
-    """
+    """Write a joined data set, all of it or nothing."""
     ending = joined.content["file_ending"]
     files: list[tuple[Path, str]] = [
         *_places("imagesTr", joined.cases, ending),
@@ -184,15 +168,6 @@ def _new_folder(raw: Path, number: int, name: str) -> Path:
     return raw / f"{prefix}{name}"
 
 
-def _prefixes(sources: Sequence[str]) -> dict[str, str]:
-    """Source -> what tells it from the others: its short name, or all of it."""
-    times = Counter(map(short_name, sources))
-    return {
-        source: short_name(source) if times[short_name(source)] == 1 else source
-        for source in sources
-    }
-
-
 def new_names(cases: Sequence[Case], prefixes: Mapping[str, str]) -> list[str]:
     """Name the cases anew, with the source's prefix where several sources have the name.
 
@@ -220,36 +195,26 @@ def new_names(cases: Sequence[Case], prefixes: Mapping[str, str]) -> list[str]:
 # ------------------------------------------------------------------------------------ the sources
 
 
-def _description(source: Path) -> dict[str, Any]:
-    description = read_object(source / DATASET_JSON)
-    for key in (CHANNELS, "labels", "file_ending"):
-        if key not in description:
-            raise UserError(f'{source / DATASET_JSON} has no "{key}".')
-    return description
-
-
 def _refuse_difference(
     described: Mapping[str, Mapping[str, Any]], one: str, other: str, keys: Sequence[str]
 ) -> None:
     for key in keys:
         first, second = (described[source].get(key) for source in (one, other))
         if isinstance(first, Mapping) and isinstance(second, Mapping):
-            first, second = (
-                {f'{key} "{k}"': v for k, v in each.items()} for each in (first, second)
-            )
+            values = {f'{key} "{k}"': (first.get(k), second.get(k)) for k in {**first, **second}}
         else:
-            first, second = {key: first}, {key: second}
+            values = {key: (first, second)}
         differences = [
-            f"{name} is {_shown(first, name)} in {one} and {_shown(second, name)} in {other}"
-            for name in {**first, **second}
-            if first.get(name) != second.get(name)
+            f"{name} is {_shown(ours)} in {one} and {_shown(theirs)} in {other}"
+            for name, (ours, theirs) in values.items()
+            if ours != theirs
         ]
         if differences:
             raise UserError(f"{one} and {other} cannot be joined: {'; '.join(differences)}.")
 
 
-def _shown(values: Mapping[str, Any], key: str) -> str:
-    return "missing" if values.get(key) is None else json.dumps(values[key])
+def _shown(value: Any) -> str:
+    return "missing" if value is None else json.dumps(value)
 
 
 def _labelled_cases(source: Path, description: Mapping[str, Any], prefix: str) -> Iterator[Case]:

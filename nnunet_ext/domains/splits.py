@@ -26,14 +26,7 @@ PLANNING_WARNING = (
 
 
 def leave_one_out(domains: Mapping[str, str]) -> list[Split]:
-    """One fold per domain, which it holds out, in alphabetical order of the domains.
-
-    Args:
-        domains: Domain of every training case.
-
-    Raises:
-        UserError: If there are fewer than two domains.
-    """
+    """One fold per domain, which it holds out, in alphabetical order of the domains."""
     members = cases_by_domain(domains)
     if len(members) < 2:
         there_is = f'only "{next(iter(members))}"' if members else "none"
@@ -127,6 +120,11 @@ def _placed(
     return folds
 
 
+def cases_of(splits: Sequence[Split]) -> set[str]:
+    """All cases that folds name."""
+    return {case for split in splits for part in split.values() for case in part}
+
+
 def divided_subjects(
     splits: Sequence[Split], subject_of: Callable[[str], str]
 ) -> list[dict[str, list[str]]]:
@@ -143,11 +141,7 @@ def divided_subjects(
 
 
 def nnunets_folds(cases: Iterable[str]) -> list[Split]:
-    """The five folds by case that nnU-Net makes where there is no ``splits_final.json``.
-
-    Raises:
-        UserError: If there are fewer than five cases.
-    """
+    """The five folds by case that nnU-Net makes where there is no ``splits_final.json``."""
     from nnunetv2.utilities.crossval_split import generate_crossval_split  # takes a second
 
     try:
@@ -181,11 +175,6 @@ def refuse_other_folds_of_models(
 ) -> None:
     """Refuse to replace folds on which models were trained, or to write where nothing is.
 
-    Args:
-        preprocessed: Folder of the preprocessed data set.
-        splits: The new folds.
-        overwrite: Whether the user wants to replace them all the same.
-
     Raises:
         UserError: Naming the models, or the folder that there is not.
     """
@@ -213,9 +202,6 @@ def write_splits(preprocessed: Path, splits: list[Split]) -> Path | None:
 
     Returns:
         Where other folds that were there before are kept, or None.
-
-    Raises:
-        UserError: If it cannot be written.
     """
     path = preprocessed / SPLITS_FILE
     kept = None

@@ -18,11 +18,7 @@ from nnunet_ext.nnunet.datasets import (
 
 
 def dataset_json_paths(dataset: str) -> list[Path]:
-    """Where dataset.json of a data set lies, links resolved: raw, then preprocessed.
-
-    Raises:
-        UserError: If there is none.
-    """
+    """Where dataset.json of a data set lies, links resolved: raw, then preprocessed."""
     folders = [nnunet_folder(variable) / dataset for variable in (RAW, PREPROCESSED)]
     paths = [folder / DATASET_JSON for folder in folders]
     # a link stays a link when the file that it leads to is replaced
@@ -33,11 +29,7 @@ def dataset_json_paths(dataset: str) -> list[Path]:
 
 
 def case_names(dataset: str) -> list[str]:
-    """All training cases of a data set, in alphabetical order.
-
-    Raises:
-        UserError: If there are none.
-    """
+    """All training cases of a data set, in alphabetical order."""
     raw = nnunet_folder(RAW) / dataset
     if raw.is_dir():
         return sorted(training_cases(raw))

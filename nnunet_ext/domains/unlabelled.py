@@ -12,12 +12,7 @@ FOLDER = "imagesUn"
 
 
 def images_in(folder: Path, ending: str) -> dict[str, list[Path]]:
-    """Case -> its images, one per channel, of a folder that may not exist.
-
-    Args:
-        folder: Holds images named like nnU-Net's, ``CASE_0000.nii.gz``.
-        ending: Of the images' names, ``.nii.gz``.
-    """
+    """Case -> its images, one per channel, of a folder that may not exist."""
     pattern = re.compile(r"(?P<case>.+)_\d{4}" + re.escape(ending))
     cases: dict[str, list[Path]] = {}
     for path in sorted(folder.glob(f"*{ending}")):

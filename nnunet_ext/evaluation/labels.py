@@ -31,38 +31,24 @@ SHOWN = 5
 
 @dataclass(frozen=True)
 class Scheme:
-    """What labels mean, and how files of them are read.
+    """What labels mean, and how files of them are read."""
 
-    Attributes:
-        regions: Name of a structure -> its label or labels.
-        values: All that may be in a file.
-        ignore: Label of the truth that does not count.
-        ending: Of the files' names.
-        reader: nnU-Net's reader of these files.
-    """
-
-    regions: dict[str, Region]
-    values: frozenset[int]
-    ignore: int | None
-    ending: str
-    reader: "BaseReaderWriter"
+    regions: dict[str, Region]  # name of a structure -> its label or labels
+    # all that may be in a file; None if nnU-Net has evaluated them, and they are taken as they are
+    values: frozenset[int] | None
+    ignore: int | None  # label of the truth that does not count
+    ending: str  # of the files' names
+    reader: "BaseReaderWriter"  # nnU-Net's, of these files
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Labels of a case, true and predicted.
-
-    Attributes:
-        truth: Of two or three axes.
-        prediction: Of the same shape.
-        spacing: Size of a voxel along each axis.
-        reoriented: Whether the truth was stored in another orientation.
-    """
+    """Labels of a case, true and predicted, of two or three axes."""
 
     truth: NDArray[Any]
     prediction: NDArray[Any]
-    spacing: tuple[float, ...]
-    reoriented: bool
+    spacing: tuple[float, ...]  # size of a voxel along each axis
+    reoriented: bool  # whether the truth was stored in another orientation
 
 
 def scheme_of(dataset_json: Mapping[str, Any], where: str, example: Path) -> Scheme:
@@ -96,25 +82,6 @@ def scheme_of(dataset_json: Mapping[str, Any], where: str, example: Path) -> Sch
     return Scheme(regions, frozenset({0} | values), labels.get("ignore"), ending, reader)
 
 
-def read_labels(path: Path, reader: "BaseReaderWriter") -> tuple[NDArray[Any], dict[str, Any]]:
-    """Read labels by a reader of nnU-Net's.
-
-    Returns:
-        (slices, rows, columns), and the properties that nnU-Net keeps of it.
-
-    Raises:
-        UserError: If that fails, or the file has several channels.
-    """
-    try:
-        labels, properties = reader.read_seg(str(path))
-    except Exception as error:  # damaged files raise anything
-        reason = str(error).strip().splitlines()[-1:] or [repr(error)]
-        raise UserError(f"{path} cannot be read: {reason[0]}") from None
-    if len(labels) != 1:
-        raise UserError(f"{path} has {len(labels)} channels; labels have one.")
-    return labels[0], properties
-
-
 def read_pair(truth: Path, prediction: Path, scheme: Scheme) -> Pair:
     """Read a case whose labels come from somewhere else than the prediction.
 
@@ -128,7 +95,9 @@ def read_pair(truth: Path, prediction: Path, scheme: Scheme) -> Pair:
         _placed(path, scheme) for path in (truth, prediction)
     )
     reoriented = False
-    if len(grid) == len(wanted):
+    if scheme.values is None:
+        grid = wanted
+    elif len(grid) == len(wanted):
         true, grid, reoriented = _turned(true, grid, wanted)
     found = _difference(true.shape, grid, predicted.shape, wanted)
     if found:
@@ -142,15 +111,23 @@ def read_pair(truth: Path, prediction: Path, scheme: Scheme) -> Pair:
 
 def _placed(path: Path, scheme: Scheme) -> tuple[NDArray[Any], Grid, tuple[float, ...]]:
     """Labels, where they lie, and the size of a voxel along each of their axes."""
-    labels, properties = read_labels(path, scheme.reader)
-    if path.name.endswith((".nii", ".nii.gz")):
+    try:
+        labels, properties = scheme.reader.read_seg(str(path))
+    except Exception as error:  # damaged files raise anything
+        reason = str(error).strip().splitlines()[-1:] or [repr(error)]
+        raise UserError(f"{path} cannot be read: {reason[0]}") from None
+    if len(labels) != 1:
+        raise UserError(f"{path} has {len(labels)} channels; labels have one.")
+    labels = labels[0]
+    if scheme.values is not None and path.name.endswith((".nii", ".nii.gz")):
         import nibabel
 
         stored = nibabel.load(path)
         # SimpleITK reads what is not finite as 0
         if stored.get_data_dtype().kind == "f" and not np.isfinite(stored.dataobj).all():
             raise UserError(f"{path} has values that are not whole numbers: NaN or infinite.")
-    _refuse_other_values(path, labels, scheme.values)
+    if scheme.values is not None:
+        _refuse_other_values(path, labels, scheme.values)
     grid = _grid(properties)
     axes = len(grid) - 1
     return labels.reshape(labels.shape[-axes:]), grid, tuple(properties["spacing"])[-axes:]

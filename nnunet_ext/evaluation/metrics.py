@@ -17,10 +17,33 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_erosion, find_objects, label
 from scipy.spatial import KDTree
 
-MEASURES = ("dice", "nsd", "hd95", "assd")
+
+@dataclass(frozen=True)
+class Metric:
+    """One of the measured metrics."""
+
+    key: str  # its column in the scores
+    name: str  # as it is shown
+    decimals: int  # that are shown
+    higher: bool  # is better
+    bounds: tuple[float, float]
+
+    def head(self, unit: str) -> str:
+        """Name of its column."""
+        measured = f" ({unit})" if unit and not self.higher else ""
+        return f"{self.name}{measured} {'↑' if self.higher else '↓'}"
+
+
+DICE = Metric("dice", "Dice", 3, True, (0, 1))
+METRICS = (
+    DICE,
+    Metric("nsd", "NSD", 3, True, (0, 1)),
+    Metric("hd95", "HD95", 2, False, (0, math.inf)),
+    Metric("assd", "ASSD", 2, False, (0, math.inf)),
+)
+METRIC = {metric.key: metric for metric in METRICS}
+MEASURES = tuple(METRIC)
 LESION_MEASURES = ("recall", "precision", "f1")
-DISTANCES = ("hd95", "assd")
-"""Those of the measures that are no shares: from 0 upwards, and better if lower."""
 
 Region: TypeAlias = int | tuple[int, ...]
 """A label, or labels that are measured as one structure."""
@@ -62,18 +85,12 @@ class Lesions:
     prediction right, if it shares a voxel with the other side: the rule of ISLES 2022 (Hernandez
     Petzsche et al., Scientific Data 9, 2022). A prediction that floods the image finds
     everything; look at Dice, too.
-
-    Attributes:
-        true: Lesions of the truth.
-        found: Those of them that were found.
-        predicted: Lesions of the prediction.
-        right: Those of them that are right.
     """
 
-    true: int
-    found: int
+    true: int  # of the truth
+    found: int  # of these
     predicted: int
-    right: int
+    right: int  # of these
 
     @property
     def recall(self) -> float:

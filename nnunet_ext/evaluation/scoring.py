@@ -14,11 +14,11 @@ from nnunet_ext._common.files import read_json, read_object
 from nnunet_ext._common.processes import for_each
 from nnunet_ext.domains.assignment import from_pattern, read_domains, subjects_from_pattern
 from nnunet_ext.domains.store import dataset_json_paths
-from nnunet_ext.evaluation.labels import Scheme, read_labels, read_pair, scheme_of
+from nnunet_ext.evaluation.labels import Scheme, read_pair, scheme_of
 from nnunet_ext.evaluation.metrics import (
-    DISTANCES,
     LESION_MEASURES,
     MEASURES,
+    METRIC,
     Region,
     count_lesions,
     measure,
@@ -76,41 +76,17 @@ def measure_case(
 ) -> list[dict[str, Any]]:
     """Measure a case that nnU-Net has evaluated.
 
-    Args:
-        case: One of :func:`read_summary`.
-        evaluation: Folder with the predictions.
-        reader: nnU-Net's reader of these files.
-        ignore: Label of the truth that does not count.
-        ending: Of the files' names.
-
     Returns:
-        For each label: case, label, dice (nnU-Net's own), nsd, hd95, assd, empty, truth,
-        prediction.
-
-    Raises:
-        UserError: If prediction and truth do not match.
+        One row per label, as of :func:`score_case`, with the name of the case, nnU-Net's own
+        Dice, and the label as nnU-Net calls it.
     """
     # by name, so that a results folder can be moved
     prediction = evaluation / Path(case["prediction_file"]).name
-    truth = Path(case["reference_file"])
     regions: dict[str, Region] = {key: ast.literal_eval(key) for key in case["metrics"]}
-    true, properties = read_labels(truth, reader)
-    predicted, _ = read_labels(prediction, reader)
-    try:
-        measured = measure(true, predicted, properties["spacing"], list(regions.values()), ignore)
-    except ValueError as error:
-        raise UserError(f"{prediction} does not match {truth}: {error}") from None
-    return [
-        {
-            "case": prediction.name.removesuffix(ending),
-            "label": key,
-            **asdict(measured[region]),
-            "dice": case["metrics"][key]["Dice"],
-            "truth": str(truth),
-            "prediction": str(prediction),
-        }
-        for key, region in regions.items()
-    ]
+    scheme = Scheme(regions, None, ignore, ending, reader)
+    rows, _ = score_case(Path(case["reference_file"]), prediction, scheme)
+    name = prediction.name.removesuffix(ending)
+    return [{"case": name, **r, "dice": case["metrics"][r["label"]]["Dice"]} for r in rows]
 
 
 # --------------------------------------------------------------------- predictions and labels
@@ -118,19 +94,12 @@ def measure_case(
 
 @dataclass(frozen=True)
 class Found:
-    """Predictions, and the labels to compare them with.
+    """Predictions, and the labels to compare them with."""
 
-    Attributes:
-        predictions: Case -> file, of all cases that have been predicted.
-        truths: Case -> file, of all cases that have labels.
-        scheme: What labels mean.
-        dataset_json: Of the model, or the one that was named.
-    """
-
-    predictions: dict[str, Path]
-    truths: dict[str, Path]
+    predictions: dict[str, Path]  # by case, of all that have been predicted
+    truths: dict[str, Path]  # by case, of all that have labels
     scheme: Scheme
-    dataset_json: dict[str, Any]
+    dataset_json: dict[str, Any]  # of the model, or the one that was named
 
     @property
     def scored(self) -> list[str]:
@@ -314,7 +283,7 @@ def summarise(scores: pd.DataFrame, by: Sequence[str] = ()) -> dict[str, Any]:
 
 def _mean(scores: pd.DataFrame, measure: str) -> dict[str, float | None]:
     values = scores[["subject", measure]].set_axis(["subject", "value"], axis=1)
-    bounds = (0, math.inf if measure in DISTANCES else 1)
+    bounds = METRIC[measure].bounds if measure in METRIC else (0, 1)
     interval = mean_interval(values.assign(training=0), bounds)
     found = {"mean": interval.mean, "low": interval.low, "high": interval.high}
     return {name: None if math.isnan(value) else value for name, value in found.items()}

@@ -40,35 +40,22 @@ class Interval:
 class Difference:
     """What can be said of an arm against a baseline.
 
-    Attributes:
-        arm_mean: Mean over the subjects compared, NaN if there are none.
-        baseline_mean: Likewise.
-        difference: Arm minus baseline.
-        low: Lower limit of the difference's 95 % interval, NaN where it is unknown.
-        high: Upper limit.
-        p: Of the two-sided test that there is no difference, below 0.05 where the interval
-            excludes zero; None without interval.
-        df: Degrees of freedom of both.
-        subjects: Number of those compared.
-        trainings_arm: Number of trainings (seeds x folds) that predicted them.
-        trainings_baseline: Likewise.
-        verdict: "one training" where an arm has only one, whose luck cannot be told from merit;
-            "better" or "worse" if the interval excludes zero; "equivalent" if it does not, but
-            lies within the margin; else "undecided".
-        further_trainings: How many more per arm would decide between the last three if the
-            difference and the variances were exactly as estimated: equally many for each fold.
-            None if it is decided, or if no number up to :data:`MOST_TRAININGS` in all would.
+    The verdict is "one training" where an arm has only one, whose luck cannot be told from merit;
+    "better" or "worse" if the interval excludes zero; "equivalent" if it does not, but lies within
+    the margin; else "undecided". Further trainings are how many more per arm would decide between
+    the last three if the difference and the variances were exactly as estimated, equally many for
+    each fold; None if it is decided, or no number up to :data:`MOST_TRAININGS` in all would.
     """
 
-    arm_mean: float
+    arm_mean: float  # over the subjects compared, NaN if there are none
     baseline_mean: float
-    difference: float
-    low: float
+    difference: float  # arm minus baseline
+    low: float  # limits of its 95 % interval, NaN where they are unknown
     high: float
-    p: float | None
-    df: float | None
-    subjects: int
-    trainings_arm: int
+    p: float | None  # two-sided, below 0.05 where the interval excludes zero; None without one
+    df: float | None  # degrees of freedom of both
+    subjects: int  # compared
+    trainings_arm: int  # seeds x folds that predicted them
     trainings_baseline: int
     verdict: str
     further_trainings: int | None

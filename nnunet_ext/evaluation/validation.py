@@ -80,13 +80,7 @@ def _count(logits: Tensor, target: Tensor, labels: "LabelManager") -> NDArray[An
 def with_domains(
     counted: Iterable[NDArray[Any]], keys: Iterable[str], domains: Mapping[str, str]
 ) -> list[tuple[str, NDArray[Any]]]:
-    """Domain and (3, K) counts of each image whose domain is known.
-
-    Args:
-        counted: (3, B, K) per step, as :func:`counted_by_image` leaves them.
-        keys: Cases of the batch.
-        domains: Case -> domain.
-    """
+    """Domain and (3, K) counts of each image whose domain is known."""
     places = [(place, key) for place, key in enumerate(keys) if key in domains]
     return [(domains[key], counts[:, place]) for counts in counted for place, key in places]
 

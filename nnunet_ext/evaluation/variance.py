@@ -28,21 +28,13 @@ class Source(NamedTuple):
 
 
 class Spread(NamedTuple):
-    """Where the variance of a mean comes from.
+    """Where the variance of a mean comes from."""
 
-    Attributes:
-        subjects: Subjects, together with the residual that their means hold.
-        trainings: Trainings on the same fold.
-        folds: What folds differ beyond subjects and trainings.
-        residual: The part of ``subjects`` that is the residual's.
-        between: Variance of the mean that the folds' means show, whatever it comes from.
-    """
-
-    subjects: Source
-    trainings: Source
-    folds: Source
-    residual: Floats
-    between: Floats
+    subjects: Source  # together with the residual that their means hold
+    trainings: Source  # on the same fold
+    folds: Source  # what they differ beyond subjects and trainings
+    residual: Floats  # the part of subjects that is the residual's
+    between: Floats  # variance of the mean that the folds' means show, whatever it comes from
 
     @property
     def variance(self) -> Floats:

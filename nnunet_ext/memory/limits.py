@@ -38,12 +38,7 @@ REFERENCE_WIDTHS = {
 
 
 def reference(trainer: Any, dim: int) -> Training:
-    """A trainer on nnU-Net's plan for large images of one channel and two classes.
-
-    Args:
-        trainer: Its class.
-        dim: 2 or 3.
-    """
+    """A trainer on nnU-Net's plan for large images of one channel and two classes."""
     widths, patch = list(REFERENCE_WIDTHS[dim]), list(REFERENCE_PATCH[dim])
     stages = len(widths)
     architecture = {
@@ -115,12 +110,7 @@ def static(peak: Peak) -> int:
 
 
 def capacity(dim: int, gpu_gb: float) -> int:
-    """The simulated peak, in bytes, up to which a training fits a GPU.
-
-    Args:
-        dim: Of the patches, 2 or 3.
-        gpu_gb: Memory of the GPU.
-    """
+    """The simulated peak, in bytes, up to which a training fits a GPU."""
     return round(_reference_bytes(dim) * gpu_gb / REFERENCE_GB)
 
 

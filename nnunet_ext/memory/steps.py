@@ -23,18 +23,11 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Training:
-    """A trainer and what it would be trained on, which need not be there.
+    """A trainer and what it would be trained on, which need not be there."""
 
-    Attributes:
-        trainer: Its class.
-        plans: As in nnU-Net's plans file.
-        configuration: Name of one of their configurations.
-        dataset_json: As in the data set's description.
-    """
-
-    trainer: Any
-    plans: Mapping[str, Any]
-    configuration: str
+    trainer: Any  # its class
+    plans: Mapping[str, Any]  # as in nnU-Net's plans file
+    configuration: str  # name of one of theirs
     dataset_json: Mapping[str, Any]
 
     @property

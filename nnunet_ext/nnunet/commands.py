@@ -28,11 +28,7 @@ EPOCH = re.compile(r"(?:^|: )Epoch (\d+)\s*$", re.MULTILINE)
 
 
 def nnunet_commands() -> dict[str, metadata.EntryPoint]:
-    """Return nnU-Net's console commands by name.
-
-    Raises:
-        UserError: If nnU-Net is not installed.
-    """
+    """Return nnU-Net's console commands by name."""
     try:
         entry_points = metadata.distribution("nnunetv2").entry_points
     except metadata.PackageNotFoundError:

@@ -1,18 +1,18 @@
 """Tasks of the Medical Segmentation Decathlon: which there are, fetching, converting."""
 
-import errno
 import hashlib
 import os
 import re
 import shutil
 import tarfile
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from nnunet_ext._common.console import some
+from tqdm import tqdm
+
+from nnunet_ext._common.console import say
 from nnunet_ext._common.errors import UserError
 from nnunet_ext._common.near import did_you_mean
 from nnunet_ext.nnunet import commands
@@ -35,14 +35,9 @@ CHUNK = 1 << 16
 """Bytes; what an interruption can lose at most."""
 TIMEOUT = (10, 60)
 """Seconds to wait for a connection and for the next bytes."""
-MINIMUM_CASES = 5
-"""nnU-Net's five-fold cross-validation needs a case per fold."""
 
 NAME = re.compile(r"Task(\d{1,3})_([^_]+)")
 """Name of a task's folder."""
-
-Progress = Callable[[int, int | None], object]
-"""Called with the bytes here so far and, if the server tells it, the bytes of the whole."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +82,7 @@ TASKS = {
 
 
 def find_task(name: str) -> Task:
-    """The Decathlon task of this name.
-
-    Raises:
-        UserError: If there is none; names the nearest.
-    """
+    """The Decathlon task of this name."""
     if name in TASKS:
         return TASKS[name]
     raise UserError(
@@ -108,7 +99,7 @@ def terms(name: str) -> str:
     )
 
 
-def fetch_task(name: str, folder: Path, progress: Progress = lambda done, total: None) -> Path:
+def fetch_task(name: str, folder: Path) -> Path:
     """Download, verify and unpack a Decathlon task into ``folder`` unless it is there already.
 
     An interrupted download goes on where it stopped. The task folder, which is returned,
@@ -117,7 +108,7 @@ def fetch_task(name: str, folder: Path, progress: Progress = lambda done, total:
 
     Raises:
         UserError: If the task does not exist, the server cannot be reached, what came has
-            the wrong checksum, or the disk is too small.
+            the wrong checksum, or the folder cannot be written to.
     """
     task, target, archive = find_task(name), folder / name, folder / f"{name}.tar"
     if target.is_dir():
@@ -128,8 +119,9 @@ def fetch_task(name: str, folder: Path, progress: Progress = lambda done, total:
         if put_by_hand:
             source, cure = str(archive), f"Remove {archive} and run again to download it."
         else:  # it keeps the name of a partial one until it is unpacked
-            source, archive = _download(archive, progress)
+            source, archive = _download(archive)
             cure = "It has been removed; run again, or name another mirror."
+        say("  verifying and unpacking")
         digest = _md5(archive)
         if digest != task.md5:
             if not put_by_hand:
@@ -138,30 +130,15 @@ def fetch_task(name: str, folder: Path, progress: Progress = lambda done, total:
                 f"What came from {source} is not the archive of {name}: its MD5 is {digest}, it "
                 f"should be {task.md5}. {cure}"
             )
-        _require_space(folder, archive.stat().st_size)
         unpack(archive, target)
         if not put_by_hand:
             archive.unlink()
     except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise UserError(f"Cannot fetch into {folder}: {error}.") from error
         raise UserError(
-            f"The disk of {folder} is full. What has been downloaded is kept: make room and run "
-            "again to go on."
+            f"Cannot fetch into {folder}: {error}. What has been downloaded is kept: run again to "
+            "go on, after making room if the disk is full."
         ) from error
     return target
-
-
-def _require_space(folder: Path, needed: int) -> None:
-    from rich.filesize import decimal
-
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise UserError(
-            f"The disk of {folder} has {decimal(free)} left, but {decimal(needed)} are needed for "
-            "the rest of the archive and what it holds. Make room, or name a folder on another "
-            "disk with --out."
-        )
 
 
 def _md5(archive: Path) -> str:
@@ -172,7 +149,7 @@ def _md5(archive: Path) -> str:
     return digest.hexdigest()
 
 
-def _download(archive: Path, progress: Progress) -> tuple[str, Path]:
+def _download(archive: Path) -> tuple[str, Path]:
     """Download what is missing of an archive; return its address and the partial file."""
     import requests
 
@@ -184,7 +161,7 @@ def _download(archive: Path, progress: Progress) -> tuple[str, Path]:
         with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
             # after what we have there may be nothing; the checksum will tell if it is right
             if not have or response.status_code != 416:
-                _append(response, partial, have, progress)
+                _append(response, partial, have)
     except requests.exceptions.RequestException as error:
         have = partial.stat().st_size if partial.exists() else 0
         so_far = f" {have} bytes are here already." if have else ""
@@ -195,18 +172,16 @@ def _download(archive: Path, progress: Progress) -> tuple[str, Path]:
     return url, partial
 
 
-def _append(response: "Response", partial: Path, have: int, progress: Progress) -> None:
+def _append(response: "Response", partial: Path, have: int) -> None:
     response.raise_for_status()
     done = have if response.status_code == 206 else 0
     length = response.headers.get("Content-Length")
     total = done + int(length) if length else None
-    if total is not None:  # the archive holds compressed images: unpacked, it is as large
-        _require_space(partial.parent, total - done + total)
-    with partial.open("ab" if done else "wb") as file:
+    bar = tqdm(total=total, initial=done, unit="B", unit_scale=True, leave=False, disable=None)
+    with bar, partial.open("ab" if done else "wb") as file:
         for chunk in response.iter_content(CHUNK):
             file.write(chunk)
-            done += len(chunk)
-            progress(done, total)
+            bar.update(len(chunk))
 
 
 def _reason(error: "RequestException") -> str:
@@ -220,21 +195,16 @@ def _reason(error: "RequestException") -> str:
 
 
 def unpack(archive: Path, target: Path) -> None:
-    """Unpack a task's archive to ``target``, which appears only when it is complete.
+    """Unpack a task's archive, whose checksum is right, to ``target``, all of it or nothing.
 
-    The resource files of macOS (``._name``), which the Decathlon's archives hold, are left
-    out. Members that are no plain files, or that would land elsewhere, are refused.
-
-    Raises:
-        UserError: If the archive cannot be read, is not safe, or holds another task.
+    The resource files of macOS (``._name``), which the Decathlon's archives hold, are left out.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # a filter for what our own check does not know of (permissions, owners)
     safe = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
     with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as partial:
         try:
             with tarfile.open(archive) as tar:
-                tar.extractall(partial, _wanted_members(tar, archive), **safe)  # type: ignore[arg-type]
+                wanted = (each for each in tar if not Path(each.name).name.startswith("."))
+                tar.extractall(partial, wanted, **safe)  # type: ignore[arg-type]
         except (tarfile.TarError, EOFError) as error:
             raise UserError(f"{archive} cannot be unpacked: {error}.") from error
         if not Path(partial, target.name).is_dir():
@@ -242,49 +212,9 @@ def unpack(archive: Path, target: Path) -> None:
         os.replace(Path(partial, target.name), target)
 
 
-def _wanted_members(tar: tarfile.TarFile, archive: Path) -> Iterator[tarfile.TarInfo]:
-    for member in tar:
-        path = PurePosixPath(member.name)
-        outside = path.is_absolute() or ".." in path.parts or "\\" in member.name
-        if outside or not (member.isfile() or member.isdir()):
-            raise UserError(f"{archive} holds {member.name!r}, which is not safe to unpack.")
-        if not path.name.startswith("._") and path.name != ".DS_Store":
-            yield member
-
-
 def dataset_name(task: str) -> str:
     """What nnU-Net calls the data set of a task: ``Dataset004_Hippocampus``."""
     return NAME.sub(lambda match: f"Dataset{int(match[1]):03d}_{match[2]}", task)
-
-
-def check_task_folder(folder: Path) -> Path:
-    """Check that nnU-Net can convert a folder of the Decathlon's layout; return its whole path.
-
-    Raises:
-        UserError: If it cannot; says everything that is missing.
-    """
-    folder = folder.expanduser().resolve()
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder.")
-    needed = ("dataset.json", "imagesTr", "labelsTr", "imagesTs")
-    problems = [f"{name} is missing" for name in needed if not (folder / name).exists()]
-    if not NAME.fullmatch(folder.name):
-        problems.insert(0, "the folder must be named like Task04_Hippocampus")
-    # by the same rule as nnU-Net's converter
-    images, labels = (
-        {path.name for path in (folder / part).glob("[!._]*.nii.gz")} for part in needed[1:3]
-    )
-    if images - labels:
-        problems.append(f"labelsTr lacks {some(sorted(images - labels))}")
-    if len(images) < MINIMUM_CASES:
-        least = f"nnU-Net's five folds need at least {MINIMUM_CASES}"
-        problems.append(f"imagesTr holds {len(images)} images (.nii.gz), {least}")
-    if problems:
-        listed = "".join(f"\n  - {problem}" for problem in problems)
-        inner = next(folder.glob("Task*/dataset.json"), None)
-        hint = f"\nPerhaps you mean {inner.parent}?" if inner else ""
-        raise UserError(f"{folder} is not a Decathlon task:{listed}{hint}")
-    return folder
 
 
 def convert(folder: Path) -> str:
@@ -292,9 +222,6 @@ def convert(folder: Path) -> str:
 
     The data set appears only when it is complete. Labels of test cases, which a task of the
     Decathlon's own lacks, come along.
-
-    Raises:
-        UserError: If nnU-Net cannot convert it.
     """
     raw, name = nnunet_folder(RAW), dataset_name(folder.name)
     if not (raw / name).is_dir():

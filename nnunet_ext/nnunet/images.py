@@ -17,19 +17,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Image:
-    """An image or a label map that has been read.
-
-    Attributes:
-        path: Where it was read.
-        voxels: (C, *S); colours are channels, and so are the images of a 4D file.
-        spacing: Distance of neighbouring voxels along each axis of S.
-        write: Writes other voxels of this shape and type to a path.
-    """
+    """An image or a label map that has been read."""
 
     path: Path
-    voxels: "NDArray[Any]"
-    spacing: tuple[float, ...]
-    write: "Callable[[NDArray[Any], Path], None]"
+    voxels: "NDArray[Any]"  # (C, *S); colours are channels, and so are the images of a 4D file
+    spacing: tuple[float, ...]  # of voxels along each axis of S
+    write: "Callable[[NDArray[Any], Path], None]"  # other voxels of this shape and type to a path
 
     def save(self, voxels: "NDArray[Any]", target: Path) -> None:
         """Write other voxels in one step; alpha, geometry and spacing stay what they were."""
@@ -39,11 +32,7 @@ class Image:
 
 
 def read_image(path: Path) -> Image:
-    """Read an image or a label map in a format of nnU-Net's.
-
-    Raises:
-        UserError: If it cannot be read.
-    """
+    """Read an image or a label map in a format of nnU-Net's."""
     readers = {".png": _read_picture, ".bmp": _read_picture, ".tif": _read_tif, ".tiff": _read_tif}
     try:
         return readers.get(path.suffix.lower(), _read_medical)(path)
@@ -53,13 +42,7 @@ def read_image(path: Path) -> Image:
 
 
 def copy_image(source: Path, target: Path, link: bool = False) -> None:
-    """Copy an image or a label map in one step, with the spacing that may stand beside it.
-
-    Args:
-        source: The image.
-        target: Where the copy goes.
-        link: Whether to make a link to the image instead of a copy.
-    """
+    """Copy an image or a label map in one step, with the spacing that may stand beside it."""
     with replacing(target) as partial:
         if link:
             partial.symlink_to(source.resolve())

@@ -55,11 +55,7 @@ class PlansFile:
         return chain
 
     def resolve(self, name: str) -> Configuration:
-        """Return a configuration as nnU-Net sees it: each key from the nearest ancestor.
-
-        Raises:
-            UserError: As :meth:`inheritance`.
-        """
+        """Return a configuration as nnU-Net sees it: each key from the nearest ancestor."""
         resolved: Configuration = {}
         for ancestor in reversed(self.inheritance(name)):
             resolved |= self.configurations[ancestor]

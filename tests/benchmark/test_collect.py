@@ -12,8 +12,9 @@ import pytest
 
 from nnunet_ext._common.errors import UserError
 from nnunet_ext.benchmark import collect as collecting
-from nnunet_ext.benchmark.collect import collect, measure_evaluation, read_summary, without_images
+from nnunet_ext.benchmark.collect import collect, measure_evaluation, read_summary
 from nnunet_ext.benchmark.layout import Cell, Layout, State
+from nnunet_ext.benchmark.results import without_images
 from tests.tiny import CASES, PLANS, World
 
 CASE = CASES[3]
@@ -135,9 +136,9 @@ def test_a_prediction_of_another_shape_is_named(layout: Layout) -> None:
 
 
 def test_another_baseline_must_be_an_arm(layout: Layout) -> None:
-    assert collect(layout, "CateNorm").baseline == "CateNorm"
+    assert collecting.gather(layout.root, "CateNorm")[0].baseline == "CateNorm"
     with pytest.raises(UserError, match="there are: stock, CateNorm, first pass"):
-        collect(layout, "other")
+        collecting.gather(layout.root, "other")
 
 
 def test_published_results_show_and_locate_no_image(layout: Layout) -> None:

@@ -34,7 +34,7 @@ def test_help_lists_the_commands_with_whole_sentences(cli: Callable[..., Any]) -
 def test_unknown_sub_command_is_refused_without_traceback(cli: Callable[..., Any]) -> None:
     outcome = cli("lst")
     assert outcome.code == 2
-    assert "lst" in outcome.err
+    assert "Did you mean 'list'?" in outcome.err
     assert "Traceback" not in outcome.err
 
 

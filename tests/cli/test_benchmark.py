@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from nnunet_ext.benchmark import live, prepare, report, schedule, spec
+from nnunet_ext.benchmark import report, spec
 from nnunet_ext.benchmark.layout import Layout
 from nnunet_ext.benchmark.schedule import Execution
 from nnunet_ext.nnunet import commands, decathlon
@@ -47,11 +47,10 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         (tmp_path / name / DATASET).mkdir(parents=True)
         monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(schedule, "Scheduler", Scheduler)
-    monkeypatch.setattr(prepare, "prepare", lambda *_: None)
-    monkeypatch.setattr(live, "progress_shown", shown)
-    monkeypatch.setattr(live, "summary", lambda _: "")
-    monkeypatch.setattr("nnunet_ext.cli.benchmark._report", lambda *_: None)
+    nothing = lambda *_: None  # noqa: E731
+    replaced = {"prepare": nothing, "_report": nothing, "summary": lambda _: ""}
+    for name, value in {"Scheduler": Scheduler, "progress_shown": shown, **replaced}.items():
+        monkeypatch.setattr(f"nnunet_ext.cli.benchmark.{name}", value)
     return seen
 
 
@@ -186,7 +185,7 @@ def test_what_is_wrong_is_named_and_nothing_is_started(
 def test_a_report_of_no_benchmark_is_refused(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(report, "write_report", None)
+    monkeypatch.setattr("nnunet_ext.cli.benchmark.write_report", None)
     outcome = cli("benchmark", "report", str(tmp_path))
     assert outcome.code == 1
     assert "holds neither a benchmark that has begun" in outcome.err
@@ -214,7 +213,7 @@ def test_data_sets_of_one_file_get_one_report(
     spec.claim(tmp_path / "several", spec.from_content(several, "test"))
     written: list[Any] = []
 
-    def collected(layout: Layout, baseline: str | None) -> Any:
+    def collected(layout: Layout) -> Any:
         found = make_results(layout.root, cases=2)
         return replace(found, title=layout.root.name)
 
@@ -224,7 +223,7 @@ def test_data_sets_of_one_file_get_one_report(
         return folder / "index.html"
 
     monkeypatch.setattr("nnunet_ext.benchmark.collect.collect", collected)
-    monkeypatch.setattr(report, "write_report", write)
+    monkeypatch.setattr("nnunet_ext.cli.benchmark.write_report", write)
     for count, name in enumerate(names, start=1):
         (tmp_path / "several" / name).mkdir()
         (tmp_path / "several" / name / "prepared.json").touch()

@@ -168,17 +168,6 @@ def test_first_stage_learns_to_predict_for_a_new_second_stage(
     assert stages == ["3d_cascade_fullres", "cascade"]
 
 
-def test_cascade_can_stand_on_another_first_stage(configure: Configure, plans_path: Path) -> None:
-    assert configure("-c", "3d_lowres", "--name", "low", "--set", "seed=1").code == 0
-    cascade = ("-c", "3d_cascade_fullres", "--name", "high", "--set", "seed=1")
-    assert configure(*cascade, "--previous-stage", "low").code == 0
-    assert configure("-c", "3d_lowres", "--name", "low", "--set", "seed=2", "--overwrite").code == 0
-    configurations = written(plans_path)
-    assert configurations["high"]["previous_stage"] == "low"
-    assert configurations["low"]["next_stage"] == ["3d_cascade_fullres", "high"]
-    assert configurations["3d_lowres"] == CONFIGURATIONS["3d_lowres"]
-
-
 # ----------------------------------------------------------------------------- methods of others
 
 MINE = """
@@ -291,12 +280,6 @@ NEW = ("--name", "new", "--set", "num_epochs=2")
         (("-c", "2d", "--name", "2d", "--set", "seed=2"), ["not made by", "another --name"]),
         (("-c", "mine", "--name", "mine", "--set", "seed=2", "--overwrite"), ["cannot inherit"]),
         ((*NEW, "-c", "3d_fulres"), ['"3d_fulres"', "Did you mean 3d_fullres?", "There are: 2d"]),
-        ((*NEW, "--previous-stage", "3d_lowres"), ["Cascades in CateNormPlans: 3d_cascade_ful"]),
-        ((*NEW, "-c", "3d_cascade_fullres", "--previous-stage", "low"), ['configuration "low"']),
-        (
-            (*NEW, "-c", "3d_cascade_fullres", "--previous-stage", "3d_cascade_fullres"),
-            ["second stage itself"],
-        ),
         (("--show", *NEW), ["--show only reads"]),
         (("--show", "-c", "nothing"), ['"nothing"', "There are: 2d"]),
     ],
@@ -312,18 +295,6 @@ def test_mistake_is_explained_and_nothing_is_written(
     assert all(message in outcome.err for message in messages), outcome.err
     assert plans_path.read_bytes() == before
     assert list(plans_path.parent.iterdir()) == [plans_path]
-
-
-def test_cascade_cannot_stand_on_itself(configure: Configure, plans_path: Path) -> None:
-    assert configure("-c", "3d_lowres", "--name", "low", "--set", "seed=1").code == 0
-    before = plans_path.read_bytes()
-    outcome = configure(
-        *("-c", "3d_cascade_fullres", "--name", "low", "--set", "seed=1"),
-        *("--previous-stage", "low", "--overwrite"),
-    )
-    assert outcome.code == 1
-    assert 'inherits from "low"' in outcome.err
-    assert plans_path.read_bytes() == before
 
 
 # --------------------------------------------------------------------------------------- showing

@@ -71,7 +71,7 @@ def test_healthy_installation_exits_with_0(cli: Callable[..., Any]) -> None:
     outcome = cli("doctor")
     assert outcome.code == 0
     assert "PROBLEM" not in outcome.out
-    assert "No problems, " in outcome.out
+    assert "Problems: 0, " in outcome.out
     assert all(name in outcome.out for name in CLASSES)
 
 
@@ -95,7 +95,7 @@ def test_unset_folder_exits_with_1_and_says_how_to_set_it(
     outcome = cli("doctor")
     assert outcome.code == 1
     assert "nnUNet_results=FOLDER" in outcome.out or "setx nnUNet_results" in outcome.out
-    assert "1 problem, " in outcome.out
+    assert "Problems: 1, " in outcome.out
     assert outcome.err == ""
 
 
@@ -228,13 +228,6 @@ def test_file_in_place_of_a_folder_is_a_problem(tmp_path: Path, variable: str) -
     assert only(checks.check_folders(environment), "PROBLEM").subject == variable
 
 
-def test_folder_below_a_file_can_not_be_made(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    environment = dict.fromkeys(VARIABLES, str(tmp_path))
-    environment["nnUNet_results"] = str(tmp_path / "file" / "x")
-    assert "nor can be made" in only(checks.check_folders(environment), "PROBLEM").detail
-
-
 def test_only_raw_data_may_be_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda *_: False)
     levels = [f.level for f in checks.check_folders(dict.fromkeys(VARIABLES, str(tmp_path)))]
@@ -260,19 +253,6 @@ def test_requirement_that_is_not_met_is_a_problem(monkeypatch: pytest.MonkeyPatc
     assert found.cure == 'pip install "nnunetv2>=99"'
 
 
-def test_version_that_differs_from_pips_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metadata, "requires", lambda _: [])
-    monkeypatch.setattr(nnunet_ext, "__version__", "99.0")
-    monkeypatch.setattr(checks, "_version", lambda _: "1.0")
-    assert "stale" in only(checks.check_versions(), "warning").detail
-
-
-def test_package_that_is_not_installed_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = checks._version
-    monkeypatch.setattr(checks, "_version", lambda p: None if p == "nnunet_ext" else known(p))
-    assert only(checks.check_versions(), "warning").cure.startswith("pip install ")
-
-
 def test_gpus_are_named_and_need_a_compiler() -> None:
     facts = FACTS | {"devices": DEVICES | {"gpus": ["Fast One, 24.0 GiB", "Slow One, 8.0 GiB"]}}
     found = {f.subject: f.detail for f in checks.check_devices(facts, {"nnUNet_compile": "true"})}
@@ -289,19 +269,10 @@ def test_torch_that_cannot_be_imported_is_a_problem() -> None:
     assert "libcudart.so" in found.detail
 
 
-@pytest.mark.parametrize(
-    ("driver", "cuda", "level"),
-    [
-        (None, None, "warning"),
-        ("/usr/bin/nvidia-smi", "12.8", "warning"),
-        ("/usr/bin/nvidia-smi", None, "PROBLEM"),
-    ],
-)
-def test_missing_gpu_is_a_problem_only_if_torch_cannot_use_the_one_there_is(
-    monkeypatch: pytest.MonkeyPatch, driver: str | None, cuda: str | None, level: str
-) -> None:
-    monkeypatch.setattr(checks.shutil, "which", lambda _: driver)
-    found = only(checks.check_devices(FACTS | {"devices": DEVICES | {"cuda": cuda}}, {}), level)
+def test_missing_gpu_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks.shutil, "which", lambda _: "/usr/bin/nvidia-smi")
+    found = only(checks.check_devices(FACTS, {}), "warning")
+    assert "there is a driver" in found.detail
     assert "-device cpu" in found.cure
 
 

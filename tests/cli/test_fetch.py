@@ -79,14 +79,7 @@ def test_terms_come_first_and_the_next_command_last(shop: Shop) -> None:
         assert part in lines[1]
     assert lines[-2] == f"  is now in {shop.out / NAME}"
     assert lines[-1] == f"  next: nnUNetv2_convert_MSD_dataset -i '{shop.out / NAME}'"
-    assert decathlon.check_task_folder(shop.out / NAME) == shop.out / NAME
     assert [path.name for path in shop.out.iterdir()] == [NAME]
-
-
-def test_progress_in_a_pipe_is_a_line_for_every_tenth(shop: Shop) -> None:
-    shown = [line for line in shop.fetch(NAME).stdout.splitlines() if "%" in line]
-    assert [line.split(", ")[1] for line in shown] == [f"{tenth} %" for tenth in range(10, 101, 10)]
-    assert shown[-1].endswith("now verifying and unpacking")
 
 
 def test_a_task_that_is_there_is_only_shown(shop: Shop) -> None:

@@ -44,8 +44,7 @@ def test_demo_makes_scores_and_picture_and_does_nothing_twice(tmp_path: Path) ->
     assert "$ nnUNetv2" not in again.stdout
     assert "siteB, 1 case" in again.stdout
 
-    for change, message in (("--seed", "another seed"), ("--epochs", '"num_epochs": 1')):
-        other = demo(out, change, "7")
-        assert other.returncode == 1
-        assert message in other.stderr
-        assert "Traceback" not in other.stderr
+    other = demo(out, "--epochs", "7")
+    assert other.returncode == 1
+    assert '"num_epochs": 1' in other.stderr
+    assert "Traceback" not in other.stderr

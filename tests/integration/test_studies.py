@@ -1,16 +1,19 @@
 """The benchmark scripts run and record what they promise."""
 
+import io
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
+import torch
 from matplotlib.pyplot import imread
 from skimage.io import imread as imread_8bit
 from skimage.io import imsave
@@ -24,16 +27,19 @@ STUDIES = ROOT / "studies"
 
 
 def run(script: str, *arguments: str | Path) -> str:
-    outcome = subprocess.run(
-        [sys.executable, "-m", f"studies.{script}", *arguments],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert outcome.returncode == 0, outcome.stderr[-3000:]
-    return outcome.stdout
+    """What a script prints; in this process, since a new one would import torch for seconds."""
+    study = import_module(f"studies.{script}")
+    environment, output = dict(os.environ), io.StringIO()
+    try:
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(output):
+            patch.setattr(sys, "argv", [script, *map(str, arguments)])
+            patch.chdir(ROOT)
+            study.main()
+    finally:
+        os.environ.clear()
+        os.environ.update(environment)
+        torch.set_num_threads(1)
+    return output.getvalue()
 
 
 def size_of_picture(script: str, model: Path, folder: Path, *more: str | Path) -> tuple[int, int]:

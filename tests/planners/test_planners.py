@@ -74,9 +74,12 @@ def voxels(configuration: dict[str, Any]) -> int:
     ("ours", "stock"),
     [
         (planners.CateNormPlanner, ExperimentPlanner),
-        (planners.ConDSegPlanner, ExperimentPlanner),
-        (planners.RAMDSIRPlanner, ExperimentPlanner),
-        (planners.MindTheGapResEncPlanner, nnUNetPlannerResEncM),
+        # the other methods' differ in the trainer alone, whose steps are simulated elsewhere
+        pytest.param(planners.ConDSegPlanner, ExperimentPlanner, marks=pytest.mark.slow),
+        pytest.param(planners.RAMDSIRPlanner, ExperimentPlanner, marks=pytest.mark.slow),
+        pytest.param(
+            planners.MindTheGapResEncPlanner, nnUNetPlannerResEncM, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_plans_of_methods_fill_the_memory_that_stock_networks_fill_and_no_more(
