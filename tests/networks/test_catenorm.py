@@ -2,7 +2,7 @@
 
 import copy
 import itertools
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -479,7 +479,7 @@ class TestNetwork:
 
         network.disturb = disturb
         torch._dynamo.reset()
-        compiled = torch.compile(network, backend="eager")
+        compiled: Any = torch.compile(network, backend="eager")
         x = images(2)
         _, second = compiled(x, mode="both")
         assert len(changed) == 1

@@ -173,7 +173,7 @@ def test_ranks_agree_where_updates_leave_parameters_unused_and_may_have_unequal_
     # one wrapper, no matter what nnU-Net asks for; ranks may have no case to validate
     assert first["wrappers"] == second["wrappers"] == [(True, False)]
     assert not first["optimize_ddp"]  # torch 2.1 cannot split what is recomputed
-    trainer = world.trainer("CateNormTrainer", CATENORM)
+    trainer = world.trainer("CateNormTrainer", {"catenorm": CATENORM})
     trainer.initialize()
     assert first["names"] == list(trainer.network.state_dict())
     # also with batch normalisation, whose buffers nobody sends around
