@@ -109,7 +109,8 @@ def test_ram_dsir_pictures_are_drawn_from_a_model_that_stays_as_it_is(
     tmp_path: Path,
 ) -> None:
     contract.without_progress_plot(monkeypatch)
-    trainer = make_world(**kind, domains=tiny.TWO_SITES).trainer("RAMDSIRTrainer")
+    settings = {"ram_dsir": {"restoration": True}}
+    trainer = make_world(**kind, domains=tiny.TWO_SITES).trainer("RAMDSIRTrainer", settings)
     trainer.run_training()
     height, width = size_of_picture("ram_dsir_pictures", Path(trainer.output_folder_base), tmp_path)
     assert (height, width) == (3 * 288, 4 * 288)
