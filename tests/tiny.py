@@ -382,6 +382,17 @@ def running_statistics(network: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: b for name, b in network.named_buffers() if "running_" in name}
 
 
+def recalibrated(network: torch.nn.Module, x: torch.Tensor, **arguments: Any) -> Any:
+    """What a network evaluates to whose running statistics are those of this batch alone."""
+    alone = copy.deepcopy(network)
+    for module in alone.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.reset_running_stats()
+            module.momentum = None
+    alone(x, **arguments)
+    return alone.eval()(x, **arguments)
+
+
 def same(first: Any, second: Any) -> bool:
     """Whether nested containers of tensors, arrays and values are equal bit by bit."""
     if isinstance(first, torch.Tensor):

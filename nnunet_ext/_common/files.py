@@ -113,7 +113,7 @@ def write_jsons(contents: Mapping[Path, Any]) -> None:
                 shutil.copymode(path, partial)
 
 
-def write_csv(frame: "pd.DataFrame", path: Path) -> None:
-    """Write a frame of pandas' as CSV, whole or not at all."""
+def write_csv(frame: "pd.DataFrame", path: Path, float_format: str | None = None) -> None:
+    """Write a frame of pandas' as CSV, whole or not at all; numbers exactly unless formatted."""
     with replacing(path) as partial:
-        frame.to_csv(partial, index=False, lineterminator="\n")
+        frame.to_csv(partial, index=False, lineterminator="\n", float_format=float_format)

@@ -62,6 +62,7 @@ class _Work:
         self.plans = self.benchmark.plans_of(cell.arm)
 
     def run(self) -> None:
+        """Do what is left, and save how it ended."""
         if self.state.status == "done" and is_complete(self.layout, self.prepared, self.cell):
             return
         begin, before = time.monotonic(), self.state.seconds

@@ -17,6 +17,7 @@ def progress_shown(console: Console) -> Iterator[Callable[[Scheduler], None]]:
     seen: dict[Cell, tuple[str, int]] = {}
 
     def show(scheduler: Scheduler) -> None:
+        """Print what is new, and on a terminal what runs."""
         for cell, state in scheduler.states.items():
             status, ran = scheduler.status(cell), len(state.commands)
             before, shown = seen.get(cell, ("", ran))

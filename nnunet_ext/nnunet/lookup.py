@@ -40,6 +40,7 @@ def with_our_names(nnunets: Find) -> Find:
     def find(
         folder: str, class_name: str, current_module: str | None, *args: Any, **kwargs: Any
     ) -> Any:
+        """Find ours and others' where nnU-Net has none of its own of this name."""
         kind = KINDS.get(current_module or "")
         owner = _owner(kind, class_name) if kind else None
         found = None

@@ -1,5 +1,6 @@
 """Augmentation that the plans choose: nnU-Net's own, its strong one, and GIN on the device."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -52,15 +53,23 @@ class AugmentedTrainer(nnUNetTrainer):
         """Change the contrasts of a batch of images (B, C, *S) on the device, if asked for."""
         if not self._augments("gin"):
             return data
-        images, others = data.tensor_split([self.image_channels], dim=1)
         settings = self.training_settings
-        mixed = gin(
-            images,
-            depth=settings.gin_depth,
-            in_plane=self.has_thick_slices,
-            probability=settings.gin_probability,
-        )
-        return torch.cat([self.with_background_of(images, mixed), others], 1)
+
+        def change(images: Tensor) -> Tensor:
+            mixed = gin(
+                images,
+                depth=settings.gin_depth,
+                in_plane=self.has_thick_slices,
+                probability=settings.gin_probability,
+            )
+            return self.with_background_of(images, mixed)
+
+        return self.on_images(data, change)
+
+    def on_images(self, data: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+        """Change the images of a batch (B, C, *S), and leave alone what a cascade puts behind."""
+        images, others = data.tensor_split([self.image_channels], dim=1)
+        return torch.cat([change(images), others], dim=1)
 
     def with_background_of(self, images: Tensor, changed: Tensor) -> Tensor:
         """Put back the zeros that nnU-Net has set outside the mask of masked normalisation."""

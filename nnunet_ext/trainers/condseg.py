@@ -4,6 +4,7 @@ Paper: arXiv 2412.08345; see :mod:`nnunet_ext.networks.condseg.network` for what
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -233,17 +234,16 @@ class ConDSegTrainer(ExtensionTrainer):
         return any_foreground(target, labels.has_regions, labels.ignore_label, maps - 2)
 
     def _strong_view(self, data: Tensor) -> Tensor:
-        """Change the images and leave alone what a cascade puts behind them."""
-        images, others = data.tensor_split([self.image_channels], dim=1)
+        """Change the images of a batch (B, C, *S) strongly."""
         channels = self.dataset_json.get("channel_names", self.dataset_json.get("modality"))
         names = {str(name).lower() for name in channels.values()}
-        view = strong_view(
-            images,
+        change = partial(
+            strong_view,
             axes=(1, 2) if self.has_thick_slices else None,
             colour=self.image_channels == 3 and names in COLOUR_NAMES,
             keep_zero=self.configuration_manager.use_mask_for_norm,
         )
-        return torch.cat([view, others], dim=1)
+        return self.on_images(data, change)
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
         """Record how much is uncertain."""

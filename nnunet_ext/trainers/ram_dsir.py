@@ -163,16 +163,19 @@ class RAMDSIRTrainer(ExtensionTrainer):
         return losses
 
     def _mix(self, data: Tensor, domains: list[int]) -> Tensor:
-        """Give images (B, C, *S) other styles, and leave alone what a cascade puts behind them."""
+        """Give the images of a batch (B, C, *S) other styles."""
         kinds = self.settings.of(RAMDSIRSettings).view.split("+")
-        images, others = data.tensor_split([self.image_channels], dim=1)
-        mixed = images
-        if "ram" in kinds:
-            mixed = self._with_styles_of_others(mixed, domains)
-        if "gin" in kinds:
-            depth = self.training_settings.gin_depth
-            mixed = gin(mixed, self._generator, depth=depth, in_plane=self.has_thick_slices)
-        return torch.cat([self.with_background_of(images, mixed), others], 1)
+
+        def change(images: Tensor) -> Tensor:
+            mixed = images
+            if "ram" in kinds:
+                mixed = self._with_styles_of_others(mixed, domains)
+            if "gin" in kinds:
+                depth = self.training_settings.gin_depth
+                mixed = gin(mixed, self._generator, depth=depth, in_plane=self.has_thick_slices)
+            return self.with_background_of(images, mixed)
+
+        return self.on_images(data, change)
 
     def _with_styles_of_others(self, images: Tensor, domains: list[int]) -> Tensor:
         """Mix images (B, C, *S) with styles of other domains, as far as the bank knows any."""

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from nnunet_ext._common.files import replacing
+from nnunet_ext._common.files import write_csv
 from nnunet_ext.losses import TopKSigmaCompoundLoss, TopKSigmaLoss
 from nnunet_ext.losses.topk_sigma.noise import CaseRecord, Seen, Suspect
 from nnunet_ext.settings.topk_sigma import SMALL_BATCH, TopKSigmaSettings
@@ -152,8 +152,7 @@ class TopKSigmaMixin(ExtensionTrainer):
         names = self.class_names[-self.label_manager.num_segmentation_heads :]
         table = pd.DataFrame(suspects, columns=Suspect._fields)
         table["label"] = [names[suspect.label] for suspect in suspects]
-        with replacing(Path(self.output_folder, SUSPECTS)) as path:
-            table.to_csv(path, index=False, float_format="%.3f")
+        write_csv(table, Path(self.output_folder, SUSPECTS), "%.3f")
 
     def on_validation_epoch_start(self) -> None:
         """Put the loss into evaluation mode."""

@@ -1,6 +1,5 @@
 """CateNorm's layer and network against the numbers of its specification."""
 
-import copy
 import itertools
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ from torch._dynamo.testing import CompileCounter
 from nnunet_ext._common.errors import UserError
 from nnunet_ext.networks import CateNorm, CateNormUNet
 from nnunet_ext.networks.catenorm import passes
+from tests import tiny
 from tests.fixtures import reference
 
 DIMS = (2, 3)
@@ -312,13 +312,7 @@ class TestNetwork:
                 first, _ = network(x, mode="both")
             prior = network.prior_from(first)
             for arguments in ({"mode": "first"}, {"mode": "second", "prior": prior}):
-                alone = copy.deepcopy(network)
-                for module in alone.modules():
-                    if isinstance(module, nn.BatchNorm2d):
-                        module.reset_running_stats()
-                        module.momentum = None
-                alone(x, **arguments)
-                expected = alone.eval()(x, **arguments)
+                expected = tiny.recalibrated(network, x, **arguments)
                 actual = network.eval()(x, **arguments)
                 torch.testing.assert_close(actual, expected, atol=1e-3, rtol=0)
                 network.train()
@@ -342,13 +336,13 @@ class TestNetwork:
         self, residual: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         sizes = []
-        resize = passes.resized
+        resize = passes.resize
 
         def watched(prior: Tensor, size: torch.Size) -> Tensor:
             sizes.append(size[0])
             return resize(prior, size)
 
-        monkeypatch.setattr(passes, "resized", watched)
+        monkeypatch.setattr(passes, "resize", watched)
         network = CateNormUNet(
             make_unet(2, "instance", residual), CLASSES, decoder_stages=[0, 1]
         ).eval()

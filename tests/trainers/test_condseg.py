@@ -526,3 +526,12 @@ def test_ranks_agree_in_both_phases(tmp_path: Path) -> None:
     assert tiny.same(first, second)
     assert len(first[0]) > 0
     assert len(first[1]) > len(first[0])
+
+
+def test_compiled_graphs_stay_whole_where_attention_is_computed_again_under_ddp(
+    make_world: MakeWorld,
+) -> None:
+    trainer = tiny.ready(make_world(dim=2).trainer("ConDSegTrainer"))
+    with torch._dynamo.config.patch(optimize_ddp=True):
+        trainer._share_auxiliary()
+        assert not torch._dynamo.config.optimize_ddp

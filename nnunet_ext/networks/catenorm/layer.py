@@ -12,20 +12,13 @@ from dynamic_network_architectures.building_blocks.helper import (
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
-from torch.utils.checkpoint import checkpoint
+
+from nnunet_ext.networks.operations import recomputed, resize
 
 Normalisation: TypeAlias = Literal["batch", "instance"]
 
 KERNEL = 3
 """Kernel size of the modulation along all axes."""
-
-
-def resized(prior: Tensor, size: torch.Size) -> Tensor:
-    """Resize class maps (B, K, *S) linearly, corner voxels upon each other, to a spatial size."""
-    if prior.shape[2:] == size:
-        return prior
-    mode = "bilinear" if prior.ndim == 4 else "trilinear"
-    return F.interpolate(prior, size, mode=mode, align_corners=True)
 
 
 class CateNorm(nn.Module):
@@ -91,10 +84,9 @@ class CateNorm(nn.Module):
             Tensor of the shape and dtype of ``x``.
         """
         normalised = self.norm(x)
-        prior = resized(prior, x.shape[2:]).to(x.dtype)
-        if self.recompute and torch.is_grad_enabled():
-            # the normalisation stays outside: it must update running statistics only once
-            return checkpoint(self._modulate, normalised, prior, use_reentrant=False)
+        prior = resize(prior, x.shape[2:]).to(x.dtype)
+        if self.recompute:  # the normalisation stays outside, because it updates statistics
+            return recomputed(self._modulate, normalised, prior)
         return self._modulate(normalised, prior)
 
     def _modulate(self, normalised: Tensor, prior: Tensor) -> Tensor:

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from nnunet_ext.networks.catenorm.layer import CateNorm, resized
+from nnunet_ext.networks.catenorm.layer import CateNorm
+from nnunet_ext.networks.operations import resize
 
 
 class PriorInForce:
@@ -27,7 +28,7 @@ class PriorInForce:
         for each in self._sizes:
             if each.shape[2:] == size:
                 return each
-        self._sizes.append(resized(self._sizes[0], size))
+        self._sizes.append(resize(self._sizes[0], size))
         return self._sizes[-1]
 
 

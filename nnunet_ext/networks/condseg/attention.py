@@ -15,7 +15,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from nnunet_ext.networks.condseg.parts import ConvStyle, PerAxis
-from nnunet_ext.networks.condseg.recomputed import on_joined, recomputed
+from nnunet_ext.networks.condseg.recomputed import on_joined
+from nnunet_ext.networks.operations import recomputed
 
 Window: TypeAlias = tuple[int, ...]
 """Odd edge lengths of the attention window."""
@@ -192,6 +193,7 @@ class ContrastDrivenFeatureAggregation(nn.Module):
             raise ValueError(f"width must be a multiple of heads, got {width} and {heads}.")
         self.heads = heads
         self.window = window
+        self.recompute = window is not None
         self.normalise = normalise
         self.enter = nn.Sequential(
             style.block(inputs, width, kernel), style.block(width, width, kernel)

@@ -29,7 +29,8 @@ from nnunet_ext.networks.condseg.parts import (
     SemanticInformationDecoupling,
     SizeAwareDecoder,
 )
-from nnunet_ext.networks.condseg.recomputed import on_prepared, resize
+from nnunet_ext.networks.condseg.recomputed import on_prepared
+from nnunet_ext.networks.operations import resize
 
 Answer: TypeAlias = Literal["logits", "head", "decoupled"]
 Decoder: TypeAlias = Literal["condseg", "alone", "head", "plan"]

@@ -1,23 +1,11 @@
-"""What is cheap to compute is computed again for gradients instead of being kept for them."""
+"""Blocks whose inputs are made again for gradients instead of being kept for them."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
-from torch.utils.checkpoint import checkpoint
 
-
-def recomputed(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
-    """Call a function of tensors without random numbers, whose inputs alone are kept.
-
-    Neither must it update statistics: they would be updated twice.
-    """
-    if not torch.is_grad_enabled():
-        return function(*inputs)
-    result: Tensor = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
-    return result
+from nnunet_ext.networks.operations import recomputed, resize
 
 
 def on_prepared(block: nn.Module, prepare: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
@@ -45,14 +33,3 @@ def on_joined(block: nn.Module, features: Sequence[Tensor], size: Sequence[int])
         return torch.cat([first, *others], dim=1) if others else first
 
     return on_prepared(block, join, *features)
-
-
-def resize(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Interpolate (B, C, *S) linearly, with aligned corners, to this spatial size.
-
-    By size and not by factor, because nnU-Net plans strides such as (1, 2, 2).
-    """
-    if tuple(x.shape[2:]) == tuple(size):
-        return x
-    mode = "bilinear" if x.ndim == 4 else "trilinear"
-    return F.interpolate(x, tuple(size), mode=mode, align_corners=True)

@@ -11,7 +11,7 @@ from nnunet_ext._common.errors import UserError
 from nnunet_ext.networks import ConDSegNet
 from nnunet_ext.networks.condseg.network import EncoderHead
 from nnunet_ext.networks.condseg.parts import ConvStyle
-from nnunet_ext.networks.condseg.recomputed import resize
+from nnunet_ext.networks.operations import resize
 
 CLASSES = 3
 ONLY_TRAINING = ("decoupling.uncertain", "ascents.uncertain", "map_logits")

@@ -18,7 +18,7 @@ from nnunet_ext.networks import (
 )
 from nnunet_ext.networks.condseg.attention import aggregate, attention_values, plan_attention
 from nnunet_ext.networks.condseg.parts import ConvStyle, DecoderBlock, DilatedBlock
-from nnunet_ext.networks.condseg.recomputed import resize
+from nnunet_ext.networks.operations import resize
 from tests.fixtures import reference
 
 FULL = (3, 3)
