@@ -25,7 +25,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from numpy.typing import NDArray
 from scipy.stats import mannwhitneyu
 
-from nnunet_ext.networks.condseg.recomputed import resize
+from nnunet_ext.networks.operations import resize
 from studies import record
 
 

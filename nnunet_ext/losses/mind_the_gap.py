@@ -38,6 +38,42 @@ def alignment_losses(feature_scores: Tensor, output_scores: Tensor) -> dict[str,
     }
 
 
+SURE = 0.9
+"""Probability from which a teacher's word always counts."""
+
+
+def confident_regions(probabilities: Tensor) -> tuple[Tensor, Tensor]:
+    """Regions (B, K, *S), booleans, and where (B, 1, *S) the teacher is sure of all of them.
+
+    Args:
+        probabilities: Of regions (B, K, *S).
+    """
+    inside = probabilities > 0.5
+    kept = probabilities.where(inside, 1 - probabilities) >= SURE
+    return inside, kept.all(1, keepdim=True)
+
+
+def confident_classes(probabilities: Tensor) -> tuple[Tensor, Tensor]:
+    """What a teacher says of images, and where it is sure enough to be believed.
+
+    Kept are voxels of a class that are as sure as :data:`SURE`, or surer than the median of those
+    that are given to this class, so that none is left out because the teacher doubts it everywhere.
+    Class-balanced pseudo-labels are from Zou et al., ECCV 2018 (arXiv 1810.07911).
+
+    Args:
+        probabilities: Of classes (B, K, *S), summing to 1.
+
+    Returns:
+        Classes (B, 1, *S), and booleans of the same shape.
+    """
+    highest, labels = probabilities.max(1, keepdim=True)
+    kept = highest >= SURE
+    for label in labels.unique().tolist():
+        ours = labels == label
+        kept |= ours & (highest >= highest[ours].median())
+    return labels, kept
+
+
 RECONSTRUCTION = CYCLE = 20.0
 CONTENT = 1.0
 """Weights of the translator's losses beside the adversarial one."""

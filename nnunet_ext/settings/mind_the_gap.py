@@ -26,8 +26,7 @@ class TranslatorSettings:
         int,
         Field(
             ge=0,
-            description="training steps, with a rate that decays in the second half; 0 takes "
-            "labelled images as they are",
+            description="training steps, with a rate that decays in the second half",
         ),
     ] = 20_000
     translator_starts: Annotated[
@@ -61,6 +60,10 @@ class MindTheGapSettings(TranslatorSettings):
 
     retired: ClassVar[Mapping[str, Any]] = {**TranslatorSettings.retired, "mask_detach": False}
 
+    translator: Annotated[
+        Literal["adgan", "none"],
+        Field(description="whether there is a Step A, or labelled images are taken as they are"),
+    ] = "adgan"
     lambda_adv: Annotated[
         float,
         Field(
@@ -72,10 +75,15 @@ class MindTheGapSettings(TranslatorSettings):
     ] = 0.02
     critic_lr: Annotated[
         float, Field(gt=0, allow_inf_nan=False, description="learning rate of the critics' Adam")
-    ] = 1e-4
+    ] = 1e-3
     mask_stride: Annotated[
-        int, Field(ge=1, description="the mask stands where the encoder first reaches this stride")
-    ] = 8
+        int | None,
+        Field(
+            ge=1,
+            description="the mask stands where the encoder first reaches this stride; default: "
+            "where its shorter side still has 16 cells",
+        ),
+    ] = None
     mask_scope: Annotated[
         Literal["all", "deep", "stage", "off"],
         Field(description="stages that it multiplies: all, deep (from its own), its own"),
@@ -86,3 +94,16 @@ class MindTheGapSettings(TranslatorSettings):
     mask_at_inference: Annotated[
         bool, Field(description="mask in prediction, too", json_schema_extra=NEUTRAL)
     ] = True
+    self_training: Annotated[
+        float,
+        Field(
+            ge=0,
+            lt=1,
+            description="share of the epochs, the last ones, that also learn from what an average "
+            "of the network is sure of in images without labels",
+        ),
+    ] = 0.0
+
+    def __post_init__(self) -> None:
+        if self.translator_iterations == 0:
+            raise ValueError('"translator_iterations": 0 is "translator": "none" now')

@@ -166,7 +166,7 @@ class ExtensionTrainer(
         if any(phase.fresh_schedule for phase in self.phases()):
             scheduler = PhasedPolyLR(optimizer, self.initial_lr, self.num_epochs)
         served = self._served_apart()
-        shared = [p for p in self.auxiliary.parameters() if p not in served]
+        shared = [p for p in self.auxiliary.parameters() if p.requires_grad and p not in served]
         if shared:
             optimizer.add_param_group({"params": shared})
         if self.is_ddp and served:
@@ -188,7 +188,7 @@ class ExtensionTrainer(
         served = self._served_apart()
         for name, module in self.auxiliary.items():
             module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
-            if served.keys().isdisjoint(module.parameters()):
+            if any(p.requires_grad and p not in served for p in module.parameters()):
                 own_device = [self.local_rank]
                 module = DistributedDataParallel(module, device_ids=own_device, **OWN_BUFFERS)
             self.auxiliary[name] = module

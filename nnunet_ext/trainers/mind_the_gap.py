@@ -33,11 +33,16 @@ from nnunet_ext.settings.mind_the_gap import MindTheGapSettings
 from nnunet_ext.trainers.base import ExtensionTrainer
 from nnunet_ext.trainers.configured import SettingsByMethod
 from nnunet_ext.trainers.distributed import first_rank_first, unwrap
+from nnunet_ext.trainers.mind_the_gap_teacher import Teacher
 from nnunet_ext.trainers.optimisation import Losses, Update
+from nnunet_ext.trainers.phases import Phase
 from nnunet_ext.translation.cases import translated_cases
 
 CRITIC_BETAS = (0.9, 0.99)
 SHEET = "translations.png"
+SELF_TRAINING = "self_training"
+"""A phase, and a part of the loss."""
+TEACHER = "teacher"
 TRANSLATIONS_KEY = "translations"
 """In a checkpoint: the folder of the translated images that it was trained on."""
 
@@ -91,7 +96,8 @@ class MindTheGapTrainer(ExtensionTrainer):
         chosen = settings.of(MindTheGapSettings)
         return LocallyMaskedUNet(
             unet,
-            stride=chosen.mask_stride,
+            configuration.patch_size,
+            chosen.mask_stride,
             scope=chosen.mask_scope,
             renorm=chosen.mask_renorm,
             mask_at_inference=chosen.mask_at_inference,
@@ -99,9 +105,31 @@ class MindTheGapTrainer(ExtensionTrainer):
 
     @property
     def aligns(self) -> bool:
-        """Whether target images are used at all, beyond Step A."""
+        """Whether there are critics that align features and answers, or a mask."""
         settings = self.settings.of(MindTheGapSettings)
         return settings.lambda_adv > 0 or settings.mask_scope != "off"
+
+    @property
+    def teaches_itself(self) -> bool:
+        """Whether self-training is, or will be, part of this training."""
+        return self.settings.of(MindTheGapSettings).self_training > 0
+
+    def phases(self) -> list[Phase]:
+        """Self-training last, if there is to be some."""
+        share = self.settings.of(MindTheGapSettings).self_training
+        last = [Phase(SELF_TRAINING, 1 - share)] if share else []
+        return [*super().phases(), *last]
+
+    def on_phase_begin(self, phase: Phase) -> None:
+        """Let the teacher begin where the network is."""
+        super().on_phase_begin(phase)
+        if phase.name == SELF_TRAINING:
+            self._teacher().follow(self.network)
+
+    def _teacher(self) -> Teacher:  # no property, because nnU-Net reads them all
+        teacher = self.auxiliary[TEACHER]
+        assert isinstance(teacher, Teacher)
+        return teacher
 
     @property
     def _masked(self) -> LocallyMaskedUNet:
@@ -116,7 +144,7 @@ class MindTheGapTrainer(ExtensionTrainer):
         with first_rank_first():
             self._use_translated_images()
         loaders = super().get_dataloaders()
-        if self.aligns:
+        if self.aligns or self.teaches_itself:
             with replaced(self, _loads_unlabelled=True, oversample_foreground_percent=0.0):
                 self._unlabelled, unused = super().get_dataloaders()
             _finish(unused)
@@ -148,7 +176,7 @@ class MindTheGapTrainer(ExtensionTrainer):
             for folder in (self.labelled_folder, unlabelled)
         )
         settings = self.settings.of(MindTheGapSettings)
-        if settings.translator_iterations == 0:
+        if settings.translator == "none":
             return
         translated = translated_cases(
             [labelled_cases, self._unlabelled_cases],
@@ -187,12 +215,24 @@ class MindTheGapTrainer(ExtensionTrainer):
     def build_auxiliary(self) -> dict[str, nn.Module]:
         """Build the critic of outputs; that of features is part of the network, for its mask."""
         heads = self.label_manager.num_segmentation_heads
-        return {"output_critic": OutputCritic(heads, self.configuration_manager.patch_size)}
+        built: dict[str, nn.Module] = {
+            "output_critic": OutputCritic(heads, self.configuration_manager.patch_size)
+        }
+        if self.teaches_itself:
+            built[TEACHER] = Teacher(
+                unwrap(self.network),
+                heads,
+                regions=self.label_manager.has_regions,
+                batch_dice=self.configuration_manager.batch_dice,
+                ddp=self.is_ddp,
+            )
+        return built
 
     def build_auxiliary_optimizers(self) -> dict[str, Optimizer]:
         """Build one optimiser for both critics."""
         # nnU-Net's optimiser has the feature critic, too, but never sees it with a gradient
-        critics = [*self._masked.feature_critic.parameters(), *self.auxiliary.parameters()]
+        output_critic = self.auxiliary["output_critic"]
+        critics = [*self._masked.feature_critic.parameters(), *output_critic.parameters()]
         lr = self.settings.of(MindTheGapSettings).critic_lr
         return {"critics": torch.optim.Adam(critics, lr, betas=CRITIC_BETAS)}
 
@@ -200,11 +240,13 @@ class MindTheGapTrainer(ExtensionTrainer):
         self, data: Tensor, target: Any, keys: list[str]
     ) -> Iterator[Losses | Update]:
         """One update of the segmenter, one of both critics."""
-        if not self.aligns:
+        teaches = self.teaches_itself and self.reached(SELF_TRAINING)
+        if not (self.aligns or teaches):
             yield {"segmentation": self.loss(self.network(data), target)}
             return
         output_critic = self.auxiliary["output_critic"]
-        images = next(self._unlabelled)["data"].to(self.device, non_blocking=True)
+        drawn = next(self._unlabelled)["data"].to(self.device, non_blocking=True)
+        images = self.augmented(drawn)
         # what a graph leaves out no later backward pass reaches, so this block is long enough
         with frozen(self._masked.feature_critic, output_critic):
             domains = [torch.full((len(data),), d, device=self.device) for d in (SOURCE, TARGET)]
@@ -214,27 +256,38 @@ class MindTheGapTrainer(ExtensionTrainer):
                 ask, [data, images], domains, counted=TARGET
             )
             parts: Losses = {"segmentation": self.loss(source, target)}
-            with full_precision(self.device):
-                outputs = self._probabilities(logits)
-                alignment = alignment_losses(self._masked.score(features), output_critic(outputs))
-            weight = self.settings.of(MindTheGapSettings).lambda_adv
-            parts |= {f"{name}_alignment": weight * part for name, part in alignment.items()}
+            if teaches:
+                parts[SELF_TRAINING] = self._teacher().teach(drawn, _finest(logits))
+            if self.aligns:
+                parts |= self._alignment(logits, features)
         alike = self._drawn_alike
-        with full_precision(self.device):
-            outputs, source_outputs = outputs.detach(), self._probabilities(source).detach()[:alike]
+        with full_precision(self.device), torch.no_grad():
+            outputs, source_outputs = map(self._probabilities, (logits, source))
         features, source_features = features.detach(), source_features.detach()[:alike]
-        del source, logits, alignment
+        del source, logits
         yield parts
+        if teaches:
+            self._teacher().follow(self.network)
+        if not self.aligns:
+            return
         with full_precision(self.device):
             losses = {
                 "feature_critic": critic_loss(
                     low=self._masked.score(source_features), high=self._masked.score(features)
                 ),
                 "output_critic": critic_loss(
-                    low=output_critic(source_outputs), high=output_critic(outputs)
+                    low=output_critic(source_outputs[:alike]), high=output_critic(outputs)
                 ),
             }
         yield Update(losses, self.auxiliary_optimizers["critics"])
+
+    def _alignment(self, logits: Logits, features: Tensor) -> Losses:
+        """What makes the critics take target images for source."""
+        with full_precision(self.device):
+            outputs = self.auxiliary["output_critic"](self._probabilities(logits))
+            losses = alignment_losses(self._masked.score(features), outputs)
+        weight = self.settings.of(MindTheGapSettings).lambda_adv
+        return {f"{name}_alignment": weight * part for name, part in losses.items()}
 
     @property
     def _drawn_alike(self) -> int:
@@ -247,10 +300,9 @@ class MindTheGapTrainer(ExtensionTrainer):
         return at_random or self.batch_size  # under DDP, a rank may have none
 
     def _probabilities(self, logits: Logits) -> Tensor:
-        full_resolution = logits if isinstance(logits, Tensor) else logits[0]
         if self.label_manager.has_regions:
-            return full_resolution.float().sigmoid()
-        return full_resolution.float().softmax(dim=1)
+            return _finest(logits).float().sigmoid()
+        return _finest(logits).float().softmax(dim=1)
 
     # -------------------------------------------------------------------------------- validation
 
@@ -262,7 +314,7 @@ class MindTheGapTrainer(ExtensionTrainer):
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Predict translated held-out cases, which are never masked."""
         untranslated = Path(self.preprocessed_dataset_folder) == self.labelled_folder
-        if untranslated and self.settings.of(MindTheGapSettings).translator_iterations:
+        if untranslated and self.settings.of(MindTheGapSettings).translator != "none":
             self._use_translated_images()  # with --val
         with self._answering_as_source():
             super().perform_actual_validation(save_probabilities)
@@ -276,6 +328,10 @@ class MindTheGapTrainer(ExtensionTrainer):
             yield
         finally:
             self._masked.inference_domain.copy_(usual)
+
+
+def _finest(logits: Logits) -> Tensor:
+    return logits if isinstance(logits, Tensor) else logits[0]
 
 
 def _finish(loader: Any) -> None:

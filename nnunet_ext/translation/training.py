@@ -4,6 +4,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from nnunet_ext._common.console import duration
 from nnunet_ext._common.errors import CheckpointError, NonFiniteLossError
 from nnunet_ext._common.files import replacing
 from nnunet_ext.losses import critic_loss, translation_losses
 from nnunet_ext.networks import DomainDiscriminator, Translator
-from nnunet_ext.networks.mind_the_gap.translator import SOURCE, TARGET, opposite
+from nnunet_ext.networks.mind_the_gap.translator import SOURCE, TARGET, Cycle, opposite
 from nnunet_ext.settings.mind_the_gap import TranslatorSettings
 from nnunet_ext.translation.crops import CropBatches, crop_shape
 from nnunet_ext.translation.intensities import IntensityRange, survey
@@ -31,6 +33,8 @@ REPORT_EVERY = 500
 TRIAL = 400
 """Steps of a trial, unless that is more than its share of all."""
 TRIAL_SHARE = 1 / 8
+TIMED = 2
+"""Steps that tell how long all will take."""
 LEAST_SEEN = 0.75
 """Share of the longest edge that a crop must have, so that whole images look alike to it."""
 
@@ -49,7 +53,8 @@ class TranslatorTraining:
     """The translator of one configuration, from its first step or from its checkpoint on.
 
     Paper: arXiv 2205.11888, Step A; see :mod:`nnunet_ext.networks.mind_the_gap.translator`.
-    Everything is computed in float32. Both domains go through the networks in one batch, which no
+    GPUs that can do so compute convolutions in bfloat16, which needs no scaling of losses; these,
+    and all else, are in float32. Both domains go through the networks in one batch, which no
     normalisation over the batch would notice.
 
     Several starts are our addition. Whether bright becomes bright or dark is decided by the initial
@@ -152,6 +157,7 @@ class TranslatorTraining:
                 stays as it was.
         """
         if self.iteration == 0:
+            self._tell_duration()
             self._choose_start()
         sums: dict[str, Tensor] = {}  # on the device, so that nothing waits for them
         started, since = time.perf_counter(), self.iteration
@@ -169,9 +175,8 @@ class TranslatorTraining:
 
     def _choose_start(self) -> None:
         """Try several initial weights, and go on from where the best of them has come."""
-        settings = self.settings
-        trial = min(TRIAL, int(TRIAL_SHARE * settings.translator_iterations))
-        if settings.translator_starts == 1 or trial == 0:
+        settings, trial = self.settings, self._trial
+        if trial == 0:
             return
         lowest, best = math.inf, self._state()
         source = self.ranges[SOURCE]
@@ -180,6 +185,7 @@ class TranslatorTraining:
             self._build(start)
             self.ranges[SOURCE] = source.inverted if start % 2 else source
             which = f"Step A, start {start + 1} of {settings.translator_starts}"
+            which += ", labelled images inverted" if start % 2 else ""
             losses = [parts["adversarial"] for parts in self._steps(trial, which)]
             loss = float(torch.stack(losses[trial // 2 :]).mean())
             self.log(f"{which}: adversarial {loss:.4f} in iterations {trial // 2} to {trial}")
@@ -195,6 +201,7 @@ class TranslatorTraining:
             batch_size=None,
             sampler=range(self.iteration, until),
             num_workers=self.workers,
+            pin_memory=self.device.type == "cuda",
         )
         with tqdm(
             total=until, initial=self.iteration, desc=description, leave=False, disable=None
@@ -204,6 +211,35 @@ class TranslatorTraining:
                 self.iteration += 1
                 bar.update()
                 yield parts
+
+    def _tell_duration(self) -> None:
+        """Say how long all will take, after a few steps that count for nothing."""
+        settings = self.settings
+        images = self.batches[0].to(self.device)
+        self.step(images)  # the first one prepares
+        started = time.perf_counter()
+        for _ in range(TIMED):
+            float(next(iter(self.step(images).values())))  # waits for the device
+        seconds = (time.perf_counter() - started) / TIMED
+        steps = settings.translator_iterations + (settings.translator_starts - 1) * self._trial
+        self.log(
+            f"Step A takes {seconds:.2g} s for each iteration, about {duration(steps * seconds)} "
+            "for all. A smaller network is faster: translator_filters=16, translator_blocks=2."
+        )
+        self._build()
+
+    @property
+    def _trial(self) -> int:
+        """Steps of each start that is tried; none if there is one start."""
+        settings = self.settings
+        if settings.translator_starts == 1:
+            return 0
+        return min(TRIAL, int(TRIAL_SHARE * settings.translator_iterations))
+
+    def _mixed_precision(self) -> AbstractContextManager[Any]:
+        if self.device.type == "cuda" and torch.cuda.is_bf16_supported():
+            return torch.autocast("cuda", torch.bfloat16)
+        return nullcontext()
 
     def step(self, images: Tensor) -> dict[str, Tensor]:
         """Improve translator and discriminator once.
@@ -219,14 +255,17 @@ class TranslatorTraining:
         own = torch.tensor([SOURCE] * half + [TARGET] * half, device=self.device)
         other = opposite(own)
 
-        cycle = self.translator.cycle(images, own)
+        with self._mixed_precision():
+            cycle = self.translator.cycle(images, own)
+            scores = self.discriminator(cycle.translation, other)
+        cycle = Cycle(*(each.float() for each in cycle))
         parts = translation_losses(
             images,
             cycle.reconstruction,
             cycle.cycled,
             cycle.content,
             cycle.translated_content,
-            self.discriminator(cycle.translation, other),
+            scores.float(),
         )
         learning, judging = self.optimizers
         learning.zero_grad(set_to_none=True)
@@ -246,9 +285,11 @@ class TranslatorTraining:
                 )
             ]
         )
-        judgement = critic_loss(
-            low=self.discriminator(fakes, other), high=self.discriminator(images, own)
-        )
+        with self._mixed_precision():
+            low, high = (
+                self.discriminator(each, of) for each, of in ((fakes, other), (images, own))
+            )
+        judgement = critic_loss(low=low.float(), high=high.float())
         judging.zero_grad(set_to_none=True)
         judgement.backward()
         judging.step()

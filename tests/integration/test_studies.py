@@ -149,7 +149,7 @@ def test_local_mask_says_whether_it_lies_on_what_looks_foreign(
 ) -> None:
     contract.without_progress_plot(monkeypatch)
     world = make_world(dim=dim)
-    trainer = world.trainer("MindTheGapTrainer", {"mind_the_gap": {"translator_iterations": 0}})
+    trainer = world.trainer("MindTheGapTrainer", {"mind_the_gap": {"translator": "none"}})
     trainer.run_training()
     raw, record = world.write_raw(), tmp_path / "record.json"
     data = ["--images", raw / "imagesTr", "--labels", raw / "labelsTr", "--label", "2"]

@@ -97,7 +97,7 @@ def test_recomputation_holds_less() -> None:
 
 
 def test_prediction_holds_weights_image_and_logits_but_nothing_of_training() -> None:
-    made = training("MindTheGapTrainer", {"mind_the_gap": {"translator_iterations": 0}})
+    made = training("MindTheGapTrainer", {"mind_the_gap": {"translator": "none"}})
     peaks = simulate(made)
     assert STEP_A not in peaks
     predicted, trained = peaks[PREDICTION], peaks["training"]

@@ -47,4 +47,4 @@ class TestConDSegNetWithThePlannedDecoder(NetworkContract):
 
 class TestLocallyMaskedUNet(NetworkContract):
     def build(self, task: Task) -> nn.Module:
-        return LocallyMaskedUNet(task.unet(), stride=4)
+        return LocallyMaskedUNet(task.unet(), task.patch_size, stride=4)

@@ -136,7 +136,7 @@ def test_labelled_images_are_read_in_target_looks(make_world: MakeWorld) -> None
 
 
 def test_without_iterations_labelled_images_are_read_as_they_are(make_world: MakeWorld) -> None:
-    trainer = make(make_world(dim=2), translator_iterations=0)
+    trainer = make(make_world(dim=2), translator="none")
     assert Path(trainer.dataloader_train.data_loader._data.source_folder) == trainer.labelled_folder
     assert not list(trainer.labelled_folder.parent.glob("*_translated_*"))
     assert "local_alignment" in trainer.train_step(next(trainer.dataloader_train))["parts"]
@@ -294,7 +294,7 @@ def test_the_critics_rate_falls_as_nnunets(make_world: MakeWorld) -> None:
     for trainer.current_epoch in (0, 1):
         trainer.on_train_epoch_start()
         rates.append(optimizer.param_groups[0]["lr"])
-    assert rates == [pytest.approx(1e-4), pytest.approx(1e-4 * 0.5**0.9)]
+    assert rates == [pytest.approx(1e-3), pytest.approx(1e-3 * 0.5**0.9)]
 
 
 def test_mixed_precision_keeps_critics_in_full(
@@ -399,7 +399,7 @@ def test_final_validation_predicts_translated_images(
 def test_without_step_a_validation_needs_no_unlabelled_images(
     make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = make(make_world(dim=2), translator_iterations=0)
+    trainer = make(make_world(dim=2), translator="none")
     monkeypatch.setattr(trainer, "_use_translated_images", lambda: pytest.fail("asked for them"))
     trainer.set_deep_supervision_enabled(False)
     monkeypatch.setenv("nnUNet_def_n_proc", "1")

@@ -289,6 +289,34 @@ def test_the_start_that_looks_most_real_goes_on(tmp_path: Path, best: int) -> No
     assert [len(pool.images) for pool in resumed.pools] == [2, 2]
 
 
+def test_the_log_tells_the_time_beforehand_and_what_starts_are(tmp_path: Path) -> None:
+    lines: list[str] = []
+    settings = TranslatorSettings(**SMALL | {"translator_iterations": 16, "translator_starts": 2})
+    training = TranslatorTraining(
+        (Phantoms(), Phantoms(True)), settings, tmp_path, CPU, lines.append
+    )
+    training.run()
+    assert "s for each iteration, about" in lines[0]
+    assert lines[1].startswith("Step A, start 1 of 2: ")
+    assert lines[2].startswith("Step A, start 2 of 2, labelled images inverted: ")
+
+
+def test_steps_in_half_precision_are_those_in_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full, half = make(tmp_path), make(tmp_path)
+    half_precision = lambda: torch.autocast("cpu", torch.bfloat16)  # noqa: E731
+    monkeypatch.setattr(half, "_mixed_precision", half_precision)
+    seen: list[torch.dtype] = []
+    half.discriminator.register_forward_hook(lambda *args: seen.append(args[-1].dtype))
+    images = full.batches[0]
+    expected, parts = full.step(images), half.step(images)
+    assert {part.dtype for part in parts.values()} == {torch.float32}
+    for name, part in expected.items():
+        assert float(parts[name]) == pytest.approx(float(part), rel=0.03)
+    assert set(seen) == {torch.bfloat16}
+
+
 @pytest.mark.parametrize("changed", [{"translator_starts": 1}, {"translator_iterations": 7}])
 def test_one_start_or_few_steps_need_no_trials(tmp_path: Path, changed: dict[str, int]) -> None:
     tried = make(tmp_path, **{"translator_iterations": 16} | changed)

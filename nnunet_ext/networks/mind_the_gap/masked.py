@@ -4,6 +4,7 @@ Paper: arXiv 2205.11888 (see :mod:`nnunet_ext.networks.mind_the_gap.translator`)
 the authors' published Step B, where it stands between two halves of a network without skips.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from dynamic_network_architectures.building_blocks.helper import convert_conv_op_to_dim
 from torch import Tensor, nn
 
-from nnunet_ext._common.errors import UserError
+from nnunet_ext._common.errors import CheckpointError, UserError
 from nnunet_ext._common.precision import full_precision
 from nnunet_ext.networks.catenorm import Logits
 from nnunet_ext.networks.mind_the_gap.critics import FeatureCritic
@@ -20,8 +21,9 @@ from nnunet_ext.networks.mind_the_gap.translator import SOURCE, TARGET
 
 Scope: TypeAlias = Literal["all", "deep", "stage", "off"]
 
-PAPER_STRIDE = 8
-"""The paper scores features of an eighth of the image's resolution."""
+CELLS = 16
+"""Along the shorter side of the map of scores; smaller ones did not find what looks foreign. The
+authors' map of an image of 256 voxels has 33."""
 
 
 def local_weights(scores: Tensor, renorm: bool = False) -> Tensor:
@@ -42,6 +44,24 @@ def local_weights(scores: Tensor, renorm: bool = False) -> Tensor:
     return weights
 
 
+def stage_of_mask(strides: Sequence[Any], patch_size: Sequence[int], stride: int | None) -> int:
+    """The encoder stage whose features are scored.
+
+    Args:
+        strides: Of the encoder's stages, for each axis or for all.
+        patch_size: Spatial size of the images.
+        stride: The first stage with this total stride along some axis, or else the deepest. None:
+            the deepest with :data:`CELLS` cells or more along the shorter side, or else the first.
+            In volumes that is the second longest, since slices may be few.
+    """
+    divisors = np.cumprod(np.array(strides).reshape(len(strides), -1), axis=0)
+    if stride is not None:
+        reached = np.flatnonzero(divisors.max(axis=1) >= stride)
+        return int(reached[0]) if len(reached) else len(divisors) - 1
+    cells = np.sort(np.array(patch_size) // divisors, axis=1)[:, -2]
+    return int(np.flatnonzero(cells >= CELLS).max(initial=0))
+
+
 class LocallyMaskedUNet(nn.Module):
     """A planned U-Net with the local feature mask of a critic.
 
@@ -57,8 +77,8 @@ class LocallyMaskedUNet(nn.Module):
     Args:
         unet: Plain-conv or residual-encoder U-Net of dynamic_network_architectures, weights
             already initialised.
-        stride: The mask is computed on the first encoder stage that has at least this total
-            stride along some axis, or else on the deepest.
+        patch_size: Spatial size of the images.
+        stride: Decides on which stage the mask is computed, see :func:`stage_of_mask`.
         scope: What is multiplied by the mask: ``"all"`` stages of the encoder, ``"deep"``
             those from the mask's on, the mask's ``"stage"`` alone, or nothing (``"off"``).
         renorm: See :func:`local_weights`.
@@ -75,7 +95,8 @@ class LocallyMaskedUNet(nn.Module):
     def __init__(
         self,
         unet: nn.Module,
-        stride: int = PAPER_STRIDE,
+        patch_size: Sequence[int],
+        stride: int | None = None,
         scope: Scope = "all",
         renorm: bool = True,
         mask_at_inference: bool = True,
@@ -94,17 +115,15 @@ class LocallyMaskedUNet(nn.Module):
         # tensor needs no other compiled network
         domain = torch.tensor(TARGET if mask_at_inference else SOURCE)
         self.register_buffer("inference_domain", domain, persistent=False)
-        divisors = np.cumprod(np.array(self.encoder.strides), axis=0)
-        reached = np.flatnonzero(divisors.max(axis=1) >= stride)
-        self.stage = int(reached[0]) if len(reached) else len(divisors) - 1
+        self.stage = stage_of_mask(self.encoder.strides, patch_size, stride)
         dim = convert_conv_op_to_dim(self.encoder.conv_op)
         critic = FeatureCritic(self.encoder.output_channels[self.stage], dim)
         self.feature_critic = nn.ModuleDict({"seg_layers": critic})
         self._interpolation = "bilinear" if dim == 2 else "trilinear"
-        last = len(divisors) - 1
+        stages = len(self.encoder.output_channels)
         masked = {
-            "all": range(last + 1),
-            "deep": range(self.stage, last + 1),
+            "all": range(stages),
+            "deep": range(self.stage, stages),
             "stage": range(self.stage, self.stage + 1),
             "off": range(0),
         }
@@ -134,6 +153,24 @@ class LocallyMaskedUNet(nn.Module):
                 stages[stage] = stages[stage] * resized.to(stages[stage].dtype)
         logits: Logits = self.decoder(stages)
         return (logits, features) if return_features else logits
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Say what to do if a checkpoint's mask stands on another stage.
+
+        Raises:
+            CheckpointError: If it does.
+        """
+        first = "feature_critic.seg_layers.0.weight"
+        ours = self.state_dict()[first]
+        theirs = state_dict.get(first, ours)
+        if theirs.shape != ours.shape:
+            raise CheckpointError(
+                f"The mask of this checkpoint stands on features of {theirs.shape[1]} channels, "
+                f"here on those of {ours.shape[1]}. If an older nnunet_ext has made it, whose "
+                'default was another, set "mask_stride": 8 under "nnunet_ext", "mind_the_gap" in '
+                "the configuration of its plans.json."
+            )
+        return super().load_state_dict(state_dict, *args, **kwargs)
 
     def score(self, features: Tensor) -> Tensor:
         """Score features (B, C', *S') by location, in float32: (B, 1, *S')."""

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
-from nnunet_ext._common.errors import UserError
+from nnunet_ext._common.errors import CheckpointError, UserError
 from nnunet_ext.losses.mind_the_gap import alignment_losses, critic_loss
 from nnunet_ext.networks import LocallyMaskedUNet, OutputCritic, frozen
-from nnunet_ext.networks.mind_the_gap.masked import local_weights
+from nnunet_ext.networks.mind_the_gap.masked import local_weights, stage_of_mask
 from nnunet_ext.networks.mind_the_gap.translator import SOURCE, TARGET
 from tests.tiny import Task
 
@@ -25,7 +25,7 @@ def _seed() -> None:
 
 
 def masked(task: Task = PLAIN, **settings: Any) -> LocallyMaskedUNet:
-    return LocallyMaskedUNet(task.unet(), **{"stride": STRIDE} | settings).eval()
+    return LocallyMaskedUNet(task.unet(), task.patch_size, **{"stride": STRIDE} | settings).eval()
 
 
 def answer(network: LocallyMaskedUNet, score: float) -> None:
@@ -77,7 +77,7 @@ def test_a_critic_that_answers_zero_leaves_the_stock_network(
     unet = task.unet().eval()
     images = task.images()
     expected = unet(images)
-    network = LocallyMaskedUNet(unet, STRIDE, renorm=renorm).eval()
+    network = LocallyMaskedUNet(unet, task.patch_size, STRIDE, renorm=renorm).eval()
     answer(network, 0)
     assert torch.equal(network(images), expected)
 
@@ -163,6 +163,29 @@ def test_the_mask_is_computed_where_the_stride_is_reached(stride: int, stage: in
     assert anisotropic.stage == stage
 
 
+@pytest.mark.parametrize(
+    ("strides", "patch_size", "stage"),
+    [
+        ([1, 2, 2, 2], (96, 96), 2),
+        ([1, 2, 2, 2], (40, 56), 1),
+        ([1, 2, 2, 2], (256, 30), 0),
+        ([1, 2, 2], (12, 12), 0),
+        ([[1, 1, 1], [1, 2, 2], [1, 2, 2], [2, 2, 2]], (12, 128, 96), 2),
+        ([[1, 1, 1], [2, 2, 2], [2, 2, 2]], (40, 56, 40), 1),
+    ],
+)
+def test_by_default_it_has_sixteen_cells_along_the_shorter_side(
+    strides: list[Any], patch_size: tuple[int, ...], stage: int
+) -> None:
+    assert stage_of_mask(strides, patch_size, None) == stage
+
+
+def test_a_checkpoint_with_the_mask_elsewhere_says_what_to_set() -> None:
+    former, now = masked(stride=8), masked(stride=1)
+    with pytest.raises(CheckpointError, match='set "mask_stride": 8'):
+        now.load_state_dict(former.state_dict())
+
+
 def test_the_mask_passes_gradient_to_the_critic_unless_it_is_frozen() -> None:
     network = masked()
     network(PLAIN.images()).square().mean().backward()
@@ -233,7 +256,7 @@ def test_half_precision_features_are_scored_in_full() -> None:
 
 def test_networks_of_another_kind_are_refused() -> None:
     with pytest.raises(UserError, match="but the plans ask for Identity"):
-        LocallyMaskedUNet(nn.Identity())
+        LocallyMaskedUNet(nn.Identity(), PLAIN.patch_size)
 
 
 class TestFrozen:
