@@ -1,6 +1,7 @@
 """Step A: what it draws, what it learns, and that it goes on where it was."""
 
 import copy
+import os
 from pathlib import Path
 from typing import Any
 
@@ -287,6 +288,30 @@ def test_the_start_that_looks_most_real_goes_on(tmp_path: Path, best: int) -> No
         assert (chosen.ranges[SOURCE].low > chosen.ranges[SOURCE].high) == (best == 1)
         assert chosen.ranges[TARGET].low < chosen.ranges[TARGET].high
     assert [len(pool.images) for pool in resumed.pools] == [2, 2]
+
+
+class Telling(Phantoms):
+    """Notes which processes read it."""
+
+    readers: Path
+
+    def load_case(self, identifier: str) -> tuple[np.ndarray, None, None, dict]:
+        (self.readers / str(os.getpid())).touch()
+        return super().load_case(identifier)
+
+
+def test_workers_are_started_once_for_all_trials(tmp_path: Path) -> None:
+    three = TranslatorSettings(**SMALL | {"translator_iterations": 16, "translator_starts": 3})
+    Telling.readers = tmp_path / "readers"
+    Telling.readers.mkdir()
+    told = Telling()
+    datasets = (told, Phantoms(True))
+    tried = TranslatorTraining(datasets, three, tmp_path, CPU, lambda _: None, workers=1)
+    for reader in told.readers.iterdir():
+        reader.unlink()  # who has looked for the range
+    tried._choose_start()
+    (reader,) = told.readers.iterdir()
+    assert reader.name != str(os.getpid())
 
 
 @pytest.mark.parametrize("changed", [{"translator_starts": 1}, {"translator_iterations": 7}])
