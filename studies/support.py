@@ -46,8 +46,10 @@ CASES = [f"{site}_{number}" for number in range(3) for site in ("a", "b")]
 UNLABELLED = ["u_0", "u_1"]
 SHAPE = (32, 36, 34)
 """Deep enough for the four stages that ConDSeg needs."""
-OURS = re.compile(r"nnunet_ext\._common\.errors\.\w+: (.+)")
-"""Last line of a traceback that explains itself."""
+REFUSAL = re.compile(
+    r"nnunet_ext\._common\.errors\.\w+: (?P<ours>.+)|AssertionError: (?P<nnunets>.+pretrained.+)"
+)
+"""Last line of a traceback that explains itself: ours, and nnU-Net's of weights that do not fit."""
 WORKS, REFUSED, FAILS = "works", "refused", "fails"
 QUICK: dict[str, Any] = {
     "num_epochs": 4,
@@ -239,9 +241,7 @@ class Cell:
         if not hasattr(os, "fork"):
             commands.run_command(line, self.log, self.environment | variables)
         elif code := _forked(line, self.log, _environment(self, **variables)):
-            last = commands.tail(self.log).strip().splitlines()[-1]
-            ours = OURS.match(last)
-            raise UserError(f"{command} failed{f': {ours[1]}' if ours else f' ({code}): {last}'}")
+            raise _failure(command, commands.tail(self.log), code)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -306,6 +306,14 @@ class Cell:
         return _labels(target / f"test{self.data.ending}")
 
 
+def _failure(command: str, output: str, code: int) -> UserError:
+    last = (output.strip().splitlines() or ["nothing was said"])[-1]
+    refusal = REFUSAL.match(last)
+    if refusal is None:
+        return UserError(f"{command} ended with exit code {code}: {last}")
+    return UserError(f"{command} failed: {refusal['ours'] or refusal['nnunets']}")
+
+
 def _forked(line: Sequence[str], log: Path, environment: dict[str, str]) -> int:
     """Run a command in a copy of this process, which has imported what takes seconds already."""
     import nnunetv2.inference.predict_from_raw_data
@@ -316,7 +324,7 @@ def _forked(line: Sequence[str], log: Path, environment: dict[str, str]) -> int:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     code = 1
     try:
-        output = os.open(log, os.O_WRONLY | os.O_APPEND)
+        output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         for stream in (1, 2):
             os.dup2(output, stream)
         sys.stdout = sys.stderr = open(1, "w", closefd=False)  # noqa: SIM115
@@ -548,9 +556,7 @@ def _python(cell: Cell, code: str, *arguments: str | Path, **variables: str) -> 
     with cell.log.open("a") as log:
         log.write(done.stdout + done.stderr)
     if done.returncode:
-        last = done.stderr.strip().splitlines()[-1]
-        ours = OURS.match(last)
-        raise UserError(f"python failed: {ours[1]}") if ours else RuntimeError(last)
+        raise _failure("python", done.stderr, done.returncode)
 
 
 # ---------------------------------------------------------------------------------------- columns

@@ -1,4 +1,7 @@
-"""Long trainings: nothing grows with their epochs, and interruptions change nothing."""
+"""Long trainings: nothing grows with their epochs, and interruptions change nothing.
+
+An hour or more for all trainers; ``LONG_EPOCHS=40`` makes them short, to see the tests work.
+"""
 
 import gc
 import os
@@ -19,10 +22,10 @@ from tests.tiny import World
 pytestmark = pytest.mark.slow
 
 MakeWorld = Callable[..., World]
-EPOCHS = 200
+EPOCHS = int(os.environ.get("LONG_EPOCHS", "200"))
 SETTLED = EPOCHS // 4
 """Epoch after which nothing may grow: caches are filled, all phases but the last have begun."""
-INTERRUPTIONS = 20
+INTERRUPTIONS = EPOCHS // 10
 MOST_MIB = 30
 """Of resident memory, which allocators give back as they like; tensors are counted one by one."""
 SETTINGS: dict[str, Any] = {

@@ -118,6 +118,19 @@ def test_constant_images_are_refused() -> None:
         survey(Constant(), "unlabelled")
 
 
+def test_an_image_that_is_not_finite_is_named_before_the_first_step() -> None:
+    class Broken(Phantoms):
+        def load_case(self, identifier: str) -> Any:
+            voxels, *others = super().load_case(identifier)
+            if identifier == "case_1":
+                voxels[0, 0, 0, :3] = np.nan, np.inf, np.nan
+            return voxels, *others
+
+    told = "Case case_1 of the labelled images is NaN or infinite in 3 preprocessed voxels"
+    with pytest.raises(UserError, match=told):
+        survey(Broken(), "labelled")
+
+
 # ------------------------------------------------------------------------------------------ crops
 
 
