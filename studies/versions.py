@@ -93,16 +93,20 @@ def attempt(combination: Combination, folder: Path, main: str) -> dict[str, str]
     nnunet = main if combination.nnunet == "main" else combination.nnunet
     old = ["numpy<2"] if combination.torch else []  # torch 2.2 knows no other
     lent = combination.torch == HERE
-    wanted = ["--no-deps", nnunet] if lent else [f"torch{combination.torch}", *old, nnunet]
-    more = ["--no-deps", "--no-build-isolation"] if lent else []
+    wanted = (
+        ["--no-deps", "--ignore-installed", nnunet]
+        if lent
+        else [f"torch{combination.torch}", *old, nnunet]
+    )
+    more = ["--no-deps", "--ignore-installed", "--no-build-isolation"] if lent else []
     interpreter = sys.executable if lent else f"python{combination.python}"
     try:
         _run([interpreter, "-m", "venv", str(environment)], INSTALL_SECONDS)
         if lent:
             _lend(python)
         pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        _run([*pip, "--ignore-installed", *wanted], INSTALL_SECONDS)
-        _run([*pip, "--ignore-installed", *more, str(ROOT)], INSTALL_SECONDS)
+        _run([*pip, *wanted], INSTALL_SECONDS)
+        _run([*pip, *more, str(ROOT)], INSTALL_SECONDS)
         found["state"] = "look-ups fail"
         # away from the checkout, so that it is the installed package that is found
         found["versions"] = ", ".join(json.loads(_run([str(python), "-c", LOOK_UPS], RUN_SECONDS)))
