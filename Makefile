@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-all check
+.PHONY: demo test test-all check support versions
 
 demo: $(INSTALLED)
 	$(BIN)/nnunet-ext demo
@@ -15,6 +15,14 @@ test: check
 
 test-all: check
 	$(BIN)/python -m pytest -m ""
+
+# hours each; both go on where they were stopped
+support: $(INSTALLED)
+	$(BIN)/python -m studies.support run build/support
+	$(BIN)/python -m studies.support write build/support
+
+versions: $(INSTALLED)
+	$(BIN)/python -m studies.versions build/versions
 
 check: $(INSTALLED)
 	$(BIN)/ruff check

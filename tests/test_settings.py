@@ -128,6 +128,14 @@ def test_settings_of_methods_do_not_disturb_those_of_training() -> None:
     assert read_training({"catenorm": {"reduction": 4}, "num_epochs": 3}).num_epochs == 3
 
 
+def test_a_slip_of_the_pen_in_the_block_of_another_method_is_refused() -> None:
+    with pytest.raises(SettingsError, match=r'condseg: unknown setting "first_phaze".*first_phase'):
+        read_training({"condseg": {"first_phaze": 0.1}})
+    # who reads a method says itself what it allows
+    block = configuration({"condseg": {"mine": 1}})
+    assert read_training_settings(block, WHERE, ["condseg"]) == TrainingSettings()
+
+
 @given(st.text(), json_values)
 def test_an_unknown_key_is_named_with_the_allowed_ones(key: str, value: Any) -> None:
     if key not in (*TRAINING_KEYS, *METHODS):

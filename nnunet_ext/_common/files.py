@@ -1,5 +1,6 @@
 """Reading files with errors that help, and writing them so that nobody ever finds half of one."""
 
+import errno
 import hashlib
 import json
 import os
@@ -15,6 +16,9 @@ from nnunet_ext._common.errors import UserError
 if TYPE_CHECKING:
     import pandas as pd
 
+PARTIAL = ".partial"
+"""Ending of folders with files that are being written."""
+
 _READ = 1 << 20
 """Bytes of each part of a long file that its fingerprint is taken of."""
 
@@ -29,11 +33,46 @@ def replacing(path: str | Path) -> Iterator[Path]:
     # a folder, so that the file keeps its ending, by which many writers choose the format,
     # without being taken for data where this process is killed
     with TemporaryDirectory(
-        dir=path.parent, prefix=f".{path.name}.", suffix=".partial", ignore_cleanup_errors=True
+        dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL, ignore_cleanup_errors=True
     ) as folder:
         partial = Path(folder, path.name)
-        yield partial
+        try:
+            yield partial
+        except OSError as error:
+            if error.filename is None:  # as where the disk is full
+                error.filename = str(path)
+            raise
         os.replace(partial, path)
+
+
+def clear_partial(path: Path) -> None:
+    """Remove what killed processes have left of :func:`replacing` ``path``, or all in a folder.
+
+    Only for whoever is alone in writing there.
+
+    Args:
+        path: What was to be replaced; ``folder / "*"`` means everything in a folder.
+    """
+    for left in path.parent.glob(f".{path.name}.*{PARTIAL}"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Say in words which folder must be writable where this block may not write to it.
+
+    Raises:
+        UserError: In place of what tells that access is denied or the file system read-only.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        raise UserError(
+            f"There is something to be written in {folder}, but nobody may write there: "
+            f"{error.strerror}. Make it writable, for this once."
+        ) from error
 
 
 @contextmanager
@@ -50,6 +89,31 @@ def one_at_a_time(lock: Path, log: Callable[[str], object] = print) -> Iterator[
     except Timeout:
         log(f"Another process is at work in {lock.parent}; waiting for it.")
         file_lock.acquire()
+    try:
+        yield
+    finally:
+        file_lock.release()
+
+
+@contextmanager
+def alone(lock: Path, refusal: str) -> Iterator[None]:
+    """Refuse to enter the block while another process is in it.
+
+    ``lock`` is a file, which stays where it is. Where the file system has no locks, all may enter.
+
+    Raises:
+        UserError: With the words of the refusal.
+    """
+    from filelock import FileLock, Timeout
+
+    file_lock = FileLock(lock)
+    try:
+        file_lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"{refusal} Two would spoil each other's files.") from None
+    except (OSError, NotImplementedError):
+        yield
+        return
     try:
         yield
     finally:

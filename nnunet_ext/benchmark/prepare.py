@@ -192,7 +192,11 @@ def _plan_and_preprocess(
     say(f"$ {' '.join(command)}")
     path.parents[1].mkdir(parents=True, exist_ok=True)
     log = layout.root / "preprocess.log"
-    commands.run_command(command, log, {name: str(path) for name, path in folders.items()})
+    variables = {name: str(path) for name, path in folders.items()}
+    # trainings augment in this many processes, and 0 is right there; stock planners take it for
+    # threads
+    variables["nnUNet_n_proc_DA"] = workers
+    commands.run_command(command, log, variables)
     if lacking := _not_preprocessed(path, missing, cases):
         raise UserError(
             f"{path.parent} holds not all {cases} cases of configuration {lacking[0]} after "

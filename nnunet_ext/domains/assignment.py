@@ -125,6 +125,11 @@ def from_csv(path: Path) -> Domains:
         # with the mark that Excel puts first, or without
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.reader(file))
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not UTF-8: it holds the byte {error.object[error.start]:#04x}. "
+            'Save it again as "CSV UTF-8".'
+        ) from None
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"Cannot read {path}: {error}.") from None
     for number, row in enumerate(rows, start=1):
@@ -148,9 +153,12 @@ def refuse_unfit(domains: Mapping[str, str], cases: Collection[str], where: str)
     known = set(cases)
     unknown = [case for case in domains if case not in known]
     if unknown:
+        # as in the names of files: case_0000.nii.gz
+        stem = re.sub(r"(_\d{4})?\..+$", "", unknown[0])
+        meant = f" Leave out the ending: {stem}." if stem in known else ""
         raise UserError(
             f"{where} has domains of cases that are no training cases: {named_cases(unknown)}."
-            f"{did_you_mean(unknown[0], known)}"
+            f"{meant or did_you_mean(unknown[0], known)}"
         )
     missing = without_domain(domains, cases)
     if missing:

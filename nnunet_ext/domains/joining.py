@@ -26,7 +26,7 @@ from nnunet_ext.nnunet.datasets import (
     short_name,
     training_cases,
 )
-from nnunet_ext.nnunet.images import copy_image
+from nnunet_ext.nnunet.images import channels_in, copy_image
 
 CHANNELS = "channel_names"
 FILES = ("file_ending", "overwrite_image_reader_writer")
@@ -105,10 +105,10 @@ def gather(
     for source in without_labels:
         images += _unlabelled_cases(raw / source, shared["file_ending"])
     for case in (*cases, *images):
-        in_one_file = len(case.images) == 1 and shared["file_ending"] in COLOURED
-        if len(case.images) != len(shared[CHANNELS]) and not in_one_file:
+        channels = _channels(case, shared)
+        if channels != len(shared[CHANNELS]):
             raise UserError(
-                f"{case.source}: case {case.name} has images of {len(case.images)} channels, but "
+                f"{case.source}: case {case.name} has images of {channels} channels, but "
                 f"{first} has {len(shared[CHANNELS])}."
             )
     names = new_names([*cases, *images], prefixes)
@@ -211,6 +211,13 @@ def _refuse_difference(
         ]
         if differences:
             raise UserError(f"{one} and {other} cannot be joined: {'; '.join(differences)}.")
+
+
+def _channels(case: Case, description: Mapping[str, Any]) -> int:
+    """Count a case's channels; looks into files only where they may hold several."""
+    coloured = description["file_ending"].lower() in COLOURED
+    alone = len(case.images) == 1 < len(description[CHANNELS])
+    return channels_in(case.images) if coloured or alone else len(case.images)
 
 
 def _shown(value: Any) -> str:

@@ -2,15 +2,25 @@
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import nibabel
+import numpy as np
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunet_ext._common.errors import UserError
-from nnunet_ext._common.files import fingerprint, one_at_a_time, read_object, replacing, write_json
+from nnunet_ext._common.files import (
+    clear_partial,
+    fingerprint,
+    one_at_a_time,
+    read_object,
+    replacing,
+    write_json,
+    writing,
+)
 from nnunet_ext._common.processes import for_each
 from nnunet_ext.domains.unlabelled import FOLDER, unlabelled_cases
 from nnunet_ext.nnunet.datasets import PREPROCESSED, RAW, nnunet_folder
@@ -67,17 +77,20 @@ def preprocessed_unlabelled(
     name = plans_manager.dataset_name
     folder = nnunet_folder(PREPROCESSED) / name
     folder /= configuration.data_identifier + SUFFIX
-    with one_at_a_time(folder.with_name(f".{folder.name}.lock"), log):
-        record = decisive_plans(plans_manager, configuration)
-        done = read_object(folder / RECORD) if folder.is_dir() else {}
-        if done.items() >= record.items() and not _raw_images(name).is_dir():
-            return folder / CASES  # raw images may have been put away after preprocessing
-        raw = nnunet_folder(RAW) / name
-        cases = unlabelled_cases(raw)
-        record["images"] = {
-            path.name: fingerprint(path) for images in cases.values() for path in images
-        }
-        if done != record:
+    record = decisive_plans(plans_manager, configuration)
+    done = _done(folder)
+    if done.items() >= record.items() and not _raw_images(name).is_dir():
+        return folder / CASES  # raw images may have been put away after preprocessing
+    raw = nnunet_folder(RAW) / name
+    cases = unlabelled_cases(raw)
+    record["images"] = {
+        path.name: fingerprint(path) for images in cases.values() for path in images
+    }
+    if done == record:
+        return folder / CASES  # also where nobody may write
+    with writing(folder.parent), one_at_a_time(folder.with_name(f".{folder.name}.lock"), log):
+        clear_partial(folder)
+        if _done(folder) != record:
             log(f"Preprocessing {len(cases)} cases of {raw / FOLDER}")
             with replacing(folder) as partial:
                 (partial / CASES).mkdir(parents=True)
@@ -87,6 +100,10 @@ def preprocessed_unlabelled(
                 write_json(partial / RECORD, record)
                 shutil.rmtree(folder, ignore_errors=True)
     return folder / CASES
+
+
+def _done(folder: Path) -> dict[str, Any]:
+    return read_object(folder / RECORD) if folder.is_dir() else {}
 
 
 def _raw_images(dataset: str) -> Path:
@@ -143,6 +160,7 @@ def _preprocess(
     def preprocess_unlabelled_voxels(data: Any, *others: Any) -> Any:
         if len(data) != channels:
             raise ValueError(f"its images have {len(data)} channels, but the plans {channels}.")
+        refuse_unusable(images, data)
         data, seg, properties = preprocess_voxels(data, *others)
         properties["class_locations"] = preprocessor._sample_foreground_locations(seg, drawn_from)
         return data, seg, properties
@@ -154,3 +172,29 @@ def _preprocess(
         reason = str(error).strip().splitlines()[-1:] or [repr(error)]
         message = f"Cannot preprocess case {Path(target).name} in {FOLDER}: {reason[0]}"
         raise UserError(message) from error
+
+
+def refuse_unusable(images: Sequence[str], voxels: Any) -> None:
+    """Refuse images from which nothing can be learned.
+
+    Args:
+        images: The files of a case.
+        voxels: What nnU-Net has read of them, (C, *S).
+
+    Raises:
+        ValueError: Naming the file that is cut off or not finite, or saying that all are constant.
+    """
+    for path in images:
+        stored = voxels
+        if path.endswith((".nii", ".nii.gz")):
+            # ITK reads as 0 what a NIfTI file lacks, and NaN
+            try:
+                stored = nibabel.load(path, mmap=False).dataobj.get_unscaled()
+            except Exception as error:  # damaged bytes can raise anything
+                told = str(error).strip().splitlines()[-1:] or [repr(error)]
+                raise ValueError(f"{Path(path).name} is cut off or damaged: {told[0]}") from error
+        if broken := int(np.count_nonzero(~np.isfinite(stored))):
+            raise ValueError(f"{Path(path).name} is NaN or infinite in {broken} voxels.")
+    if all(channel.min() == channel.max() for channel in voxels):
+        names = ", ".join(Path(path).name for path in images)
+        raise ValueError(f"{names} has the same intensity everywhere.")

@@ -33,8 +33,8 @@ def unlabelled_cases(raw: Path) -> dict[str, list[Path]]:
     folder = raw / FOLDER
     cases = images_in(folder, ending)
     if not cases:
-        others = [path.name for path in sorted(folder.glob("*"))] if folder.is_dir() else None
-        there = "there is no such folder" if others is None else "it is empty"
+        others = [path.name for path in sorted(folder.glob("*")) if not is_hidden(path)]
+        there = "it is empty" if folder.is_dir() else "there is no such folder"
         raise UserError(
             f"{folder} must hold images without labels, but "
             f"{f'holds {others[0]}' if others else there}. Put them there, named like those in "

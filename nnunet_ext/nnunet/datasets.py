@@ -106,9 +106,11 @@ def training_cases(raw: Path) -> dict[str, dict[str, Any]]:
         raise UserError(f"{raw / DATASET_JSON} misses the key {error}.") from None
     except FileNotFoundError as error:
         raise UserError(f"{raw} is not a raw data set: there is no {error.filename}.") from None
-    if not cases:
+    # nnU-Net takes the ._case_0000.nii.gz of macOS for one of a case called ._case
+    shown = {str(case): files for case, files in cases.items() if not is_hidden(Path(str(case)))}
+    if not shown:
         raise UserError(f"{raw} has no training cases.")
-    return {str(case): files for case, files in cases.items()}
+    return shown
 
 
 def label_names(dataset_json: Mapping[str, Any]) -> dict[str, str]:

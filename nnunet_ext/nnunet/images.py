@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ class Image:
     voxels: "NDArray[Any]"  # (C, *S); colours are channels, and so are the images of a 4D file
     spacing: tuple[float, ...]  # of voxels along each axis of S
     write: "Callable[[NDArray[Any], Path], None]"  # other voxels of this shape and type to a path
+    has_alpha: bool = False  # which is not among the voxels, but a channel to nnU-Net
 
     def save(self, voxels: "NDArray[Any]", target: Path) -> None:
         """Write other voxels in one step; alpha, geometry and spacing stay what they were."""
@@ -39,6 +40,15 @@ def read_image(path: Path) -> Image:
     except Exception as error:  # damaged files raise anything
         reason = str(error).strip().splitlines()[-1:] or [repr(error)]
         raise UserError(f"Cannot read the image {path}: {reason[0]}") from error
+
+
+def channels_in(images: Iterable[Path]) -> int:
+    """Count the channels of a case as nnU-Net does, alpha included.
+
+    Raises:
+        UserError: If an image cannot be read.
+    """
+    return sum(len(image.voxels) + image.has_alpha for image in map(read_image, images))
 
 
 def copy_image(source: Path, target: Path, link: bool = False) -> None:
@@ -92,7 +102,8 @@ def _read_picture(path: Path) -> Image:
         merged = np.concatenate([np.moveaxis(voxels, 0, -1), alpha], axis=-1)
         imsave(target, merged.squeeze(-1) if len(voxels) == 1 else merged, check_contrast=False)
 
-    return Image(path, np.moveaxis(array[..., :3], -1, 0), (1.0, 1.0), write)
+    voxels = np.moveaxis(array[..., :3], -1, 0)
+    return Image(path, voxels, (1.0, 1.0), write, has_alpha=alpha.size > 0)
 
 
 def _read_tif(path: Path) -> Image:

@@ -12,6 +12,9 @@ from nnunet_ext.nnunet.datasets import PREPROCESSED, find_dataset, nnunet_folder
 
 Configuration = dict[str, Any]
 
+LEAST_STAGES = 3
+"""Of a network with deep supervision: nnU-Net gives the last output no weight at all."""
+
 
 class PlansFile:
     """The plans of a preprocessed data set.

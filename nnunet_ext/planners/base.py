@@ -2,11 +2,14 @@
 
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import (
     ExperimentPlanner,
 )
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+
+from nnunet_ext.nnunet.plans import LEAST_STAGES
 
 
 class ExtensionPlanner(ExperimentPlanner):
@@ -60,6 +63,8 @@ MEMORY_TARGET_GB = 0.15
 """In nnU-Net's units; leads to 3D patches of about 44 voxels along each axis."""
 MAX_BATCH_SIZE_2D = 16
 MAX_BATCH_SIZE_3D = 2
+SMALLEST_PATCH = 16
+"""In-plane; nnU-Net's planners halve it twice, for three stages."""
 
 
 class CompactPlanner(ExtensionPlanner):
@@ -75,9 +80,20 @@ class CompactPlanner(ExtensionPlanner):
         self.UNet_max_features_2d = MAX_FEATURES
         self.UNet_max_features_3d = MAX_FEATURES
 
-    def get_plans_for_configuration(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Plan as nnU-Net does, with a smaller batch."""
-        plan: dict[str, Any] = super().get_plans_for_configuration(*args, **kwargs)
+    def get_plans_for_configuration(
+        self, spacing: Any, median_shape: Any, *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Plan as nnU-Net does, with a smaller batch, and patches that stand three stages."""
+        plan: dict[str, Any] = super().get_plans_for_configuration(
+            spacing, median_shape, *args, **kwargs
+        )
+        if plan["architecture"]["arch_kwargs"]["n_stages"] < LEAST_STAGES:
+            # smaller images are padded, as nnU-Net pads all that are smaller than a patch
+            dim = len(spacing)
+            padded = np.array(median_shape, dtype=float)
+            padded[dim - 2 : dim] = np.maximum(padded[dim - 2 : dim], SMALLEST_PATCH)
+            plan = super().get_plans_for_configuration(spacing, padded, *args, **kwargs)
+            plan["median_image_size_in_voxels"] = median_shape
         limit = MAX_BATCH_SIZE_2D if len(plan["patch_size"]) == 2 else MAX_BATCH_SIZE_3D
         plan["batch_size"] = min(plan["batch_size"], limit)
         return plan

@@ -93,13 +93,15 @@ def read_training_settings(
     Args:
         configuration: A configuration of the plans, inheritance already resolved.
         where: How error messages name the place, e.g. ``'"3d_fullres" in CateNormPlans'``.
-        methods: Methods whose settings may stand there too, beside those that are registered:
-            ours and those of installed packages.
+        methods: Methods that whoever trains reads by itself. Beside them may stand those that are
+            registered: ours, which are read here, and those of installed packages.
 
     Raises:
         SettingsError: If the block names something that is neither a training setting nor
-            a method, or a value has the wrong type or is out of range.
+            a method, or a value has the wrong type or is out of range, in a block of a method of
+            ours that this training does not read, too.
     """
+    methods = tuple(methods)
     block = _block(configuration, PLANS_KEY, where)
     known = [field.name for field in dataclasses.fields(TrainingSettings)]
     allowed = {*known, *registry.METHODS, *methods}
@@ -108,6 +110,10 @@ def read_training_settings(
     unknown = [key for key in block if key not in allowed]
     if unknown:
         raise SettingsError(_unknown_key(where, unknown[0], allowed))
+    if others := block.keys() & set(registry.METHODS).difference(methods):
+        classes = registry.settings_classes()
+        for method in sorted(others):
+            read_method_settings(configuration, method, classes[method], where)
     return _validate(TrainingSettings, {k: block[k] for k in block if k in known}, where)
 
 

@@ -31,6 +31,12 @@ from nnunet_ext.domains.assignment import read_domains
 from nnunet_ext.nnunet.ddp import OWN_BUFFERS, wrapping_with
 from nnunet_ext.settings import read_training_settings
 from nnunet_ext.trainers.augmented import AugmentedTrainer
+from nnunet_ext.trainers.checked import (
+    CheckedTrainer,
+    blame,
+    names_pretrained_weights,
+    refuse_pretrained,
+)
 from nnunet_ext.trainers.configured import ConfiguredTrainer
 from nnunet_ext.trainers.distributed import gather
 from nnunet_ext.trainers.domains import DomainTrainer
@@ -58,6 +64,7 @@ class ExtensionTrainer(
     DomainTrainer,
     RecordingTrainer,
     ResumableTrainer,
+    CheckedTrainer,
 ):
     """Stock nnU-Net whose settings come from the plans; the base of all recipes here.
 
@@ -68,6 +75,7 @@ class ExtensionTrainer(
     Raises:
         SettingsError: At construction, before anything is written, if the configuration
             holds settings that are unknown or out of range.
+        UserError: Then, too, if the plans name weights that only nnU-Net's own trainers load.
     """
 
     leaves_parameters_unused: ClassVar[bool] = False
@@ -87,6 +95,8 @@ class ExtensionTrainer(
         device: torch.device = torch.device("cuda"),  # noqa: B008  (nnU-Net's own signature)
     ) -> None:
         where = f'"{configuration}" in {plans["plans_name"]}'
+        if names_pretrained_weights(plans):
+            refuse_pretrained(type(self).__name__)
         resolved = PlansManager(plans).get_configuration(configuration).configuration
         self.training_settings = read_training_settings(
             resolved, where, self.collected_method_settings()
@@ -262,7 +272,7 @@ class ExtensionTrainer(
         names = list(parts)
         values = torch.stack([reported, *parts.values()]).cpu().numpy()
         figures = dict(zip(names, values[1:].tolist(), strict=True))
-        self._watch_for_non_finite(figures, keys)
+        self._watch_for_non_finite(figures, batch["data"], keys)
         if self._bar is not None:
             self._bar.update()
         return {"loss": values[0], "parts": figures}
@@ -284,7 +294,9 @@ class ExtensionTrainer(
             step(total, self.optimizer, averaged=False, only_finite=False)
         return total.detach()
 
-    def _watch_for_non_finite(self, figures: Mapping[str, float], keys: list[str]) -> None:
+    def _watch_for_non_finite(
+        self, figures: Mapping[str, float], images: Tensor, keys: list[str]
+    ) -> None:
         broken = [name for name, value in figures.items() if not np.isfinite(value)]
         if not broken:
             self._skipped_in_a_row = 0
@@ -297,8 +309,7 @@ class ExtensionTrainer(
             raise NonFiniteLossError(
                 f'The loss part "{broken[0]}" became {figures[broken[0]]} in epoch '
                 f"{self.current_epoch}{again}, cases {', '.join(keys)}. The last checkpoint is "
-                "untouched. Look at these images (infinite or missing voxels?), or lower "
-                "initial_lr in the plans, then continue with --c."
+                f"untouched. {blame(images, keys)}"
             )
 
     def autocast(self) -> AbstractContextManager[Any]:

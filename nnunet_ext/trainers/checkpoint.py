@@ -1,5 +1,8 @@
 """Reading and writing checkpoint files without losing anything."""
 
+import errno
+import io
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,9 +46,27 @@ def _unreadable(path: str | Path, error: Exception) -> str:
 
 
 def write(checkpoint: dict[str, Any], path: str | Path) -> None:
-    """Write a checkpoint; an interruption leaves the previous file as it was."""
-    with replacing(path) as partial:
-        torch.save(checkpoint, partial)
+    """Write a checkpoint; an interruption leaves the previous file as it was.
+
+    Raises:
+        CheckpointError: If the disk is full, or what may be used of it.
+    """
+    # torch, which would write the file by itself, tells nothing of why it cannot
+    content = io.BytesIO()
+    torch.save(checkpoint, content)
+    try:
+        with replacing(path) as partial:
+            partial.write_bytes(content.getbuffer())
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        free = shutil.disk_usage(Path(path).parent).free
+        kept = "The former one is untouched" if Path(path).exists() else "There is no former one"
+        raise CheckpointError(
+            f"Cannot write the checkpoint {path}: {error.strerror}. It needs "
+            f"{content.tell() / 1e6:.1f} MB, and {free / 1e6:.1f} MB of the disk are free, unless "
+            f"a quota allows less. {kept}; make room, then continue with --c."
+        ) from error
 
 
 def refuse_other_settings(

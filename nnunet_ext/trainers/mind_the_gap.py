@@ -5,7 +5,7 @@ certain. Images without labels lie in ``imagesUn`` of the raw data set.
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from nnunet_ext.losses import alignment_losses, critic_loss
 from nnunet_ext.networks import LocallyMaskedUNet, OutputCritic, frozen
 from nnunet_ext.networks.catenorm import Logits
 from nnunet_ext.networks.mind_the_gap.translator import SOURCE, TARGET
+from nnunet_ext.settings import PLANS_KEY
 from nnunet_ext.settings.mind_the_gap import MindTheGapSettings
 from nnunet_ext.trainers.base import ExtensionTrainer
 from nnunet_ext.trainers.configured import SettingsByMethod
@@ -74,15 +75,22 @@ class MindTheGapTrainer(ExtensionTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008  (nnU-Net's own signature)
     ) -> None:
         super().__init__(plans, configuration, fold, dataset_json, device)
-        if self.is_cascaded:
-            raise UserError(
-                f"{type(self).__name__} cannot train {configuration}, because nobody predicts "
-                "the previous stage of images without labels. Train 3d_lowres or 3d_fullres."
-            )
         self.labelled_folder = Path(self.preprocessed_dataset_folder)
         self._unlabelled_cases: Any = None  # data set of target images
         self._unlabelled: Any = None  # their loader
         self._translations = ""  # name of the folder that a checkpoint was trained on
+
+    @classmethod
+    def read_settings(
+        cls, configuration: Mapping[str, Any], where: str = PLANS_KEY
+    ) -> SettingsByMethod:
+        """Read settings, and refuse a cascade before nnU-Net makes a folder for its model."""
+        if configuration.get("previous_stage") is not None:
+            raise UserError(
+                f"{cls.__name__} cannot train {where}, because nobody predicts the previous stage "
+                "of images without labels. Train 3d_lowres or 3d_fullres."
+            )
+        return super().read_settings(configuration, where)
 
     @classmethod
     def wrap_network(

@@ -2,19 +2,39 @@
 
 import io
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_ext import __version__
+from nnunet_ext._common.files import alone, clear_partial
 from nnunet_ext.settings import PLANS_KEY, decisive, retired
 from nnunet_ext.trainers import checkpoint as checkpoints
 from nnunet_ext.trainers.distributed import unwrap
 
+LOCK = ".training.lock"
+"""In the folder of a fold, held by the process that trains it."""
+
 
 class ResumableTrainer(nnUNetTrainer):
     """Saves and restores settings, phases, records and auxiliary networks beside the network."""
+
+    def run_training(self) -> None:
+        """Train, unless somebody else trains the same fold just now.
+
+        Raises:
+            UserError: If another process does.
+        """
+        if self.local_rank != 0:
+            super().run_training()
+            return
+        folder = Path(self.output_folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with alone(folder / LOCK, f"Another training is at work in {folder}."):
+            clear_partial(folder / "*")
+            super().run_training()
 
     def save_checkpoint(self, filename: str) -> None:
         """Save what nnU-Net saves and, under a key of our own, what a recipe needs to go on."""
@@ -23,6 +43,7 @@ class ResumableTrainer(nnUNetTrainer):
         if buffer.tell():
             buffer.seek(0)
             checkpoint = torch.load(buffer, map_location="cpu", weights_only=False)
+            del buffer
             checkpoint["_best_ema"] = self._best_ema_of_all_epochs()
             checkpoint[checkpoints.EXTENSION_KEY] = self._extension_state()
             checkpoints.write(checkpoint, filename)

@@ -11,7 +11,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from nnunet_ext._common.files import fingerprint, one_at_a_time, replacing, write_json
+from nnunet_ext._common.files import (
+    clear_partial,
+    fingerprint,
+    one_at_a_time,
+    replacing,
+    write_json,
+    writing,
+)
 from nnunet_ext.networks.mind_the_gap.translator import DIVISOR, SOURCE, TARGET
 from nnunet_ext.settings.mind_the_gap import TranslatorSettings
 from nnunet_ext.translation.crops import is_flat, pad
@@ -66,10 +73,16 @@ def translated_cases(
     }
     key = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:8]
     folder = beside.with_name(f"{beside.name}_translated_{key}")
-    folder.mkdir(exist_ok=True)
     cases = folder / _CASES
-    with one_at_a_time(folder / ".lock", log):
+    if cases.is_dir():
+        return cases  # also where nobody may write
+    with writing(beside.parent):
+        folder.mkdir(exist_ok=True)
+        lock = folder / ".lock"
+        lock.touch()
+    with one_at_a_time(lock, log):
         if not cases.is_dir():
+            clear_partial(folder / "*")
             log(f"Step A works in {folder}")
             write_json(folder / "made_from.json", record)
             training = TranslatorTraining(datasets, settings, folder, device, log, workers)

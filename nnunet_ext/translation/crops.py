@@ -40,6 +40,8 @@ def crop_shape(largest: Sequence[int], longest: int, dim: int) -> tuple[int, ...
 class CropBatches(Dataset[torch.Tensor]):
     """Batches of both domains by number of iteration; equal numbers give equal batches.
 
+    A number may come with the range of the source that takes the place of the first of ``ranges``.
+
     Args:
         datasets: nnU-Net's data sets of source and target.
         ranges: Intensities of source and target.
@@ -62,12 +64,14 @@ class CropBatches(Dataset[torch.Tensor]):
         self.batch = batch
         self.seed = seed
 
-    def __getitem__(self, iteration: int) -> torch.Tensor:
+    def __getitem__(self, which: int | tuple[int, IntensityRange]) -> torch.Tensor:
         """Draw crops (2B, C, *S) in [-1, 1], those of the source first."""
+        source, target = self.ranges
+        iteration, source = which if isinstance(which, tuple) else (which, source)
         rng = np.random.default_rng((self.seed, iteration))
         crops = [
             self._draw(dataset, intensities, rng)
-            for dataset, intensities in zip(self.datasets, self.ranges, strict=True)
+            for dataset, intensities in zip(self.datasets, (source, target), strict=True)
             for _ in range(self.batch)
         ]
         return torch.from_numpy(np.stack(crops))

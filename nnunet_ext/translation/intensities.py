@@ -73,13 +73,18 @@ def survey(dataset: Any, name: str) -> Survey:
         name: Of the domain, for messages.
 
     Raises:
-        UserError: If a channel has the same value nearly everywhere.
+        UserError: If a case is not finite, or a channel has the same value nearly everywhere.
     """
     rng = np.random.default_rng(0)
     samples, shapes = [], []
     for case in tqdm(dataset.identifiers, f"Reading {name}", leave=False, disable=None):
         voxels = dataset.load_case(case)[0][:]
         flat = voxels.reshape(len(voxels), -1)
+        if broken := int(np.count_nonzero(~np.isfinite(flat))):
+            raise UserError(
+                f"Case {case} of the {name} images is NaN or infinite in {broken} preprocessed "
+                "voxels. Mend its raw image, then preprocess anew."
+            )
         samples.append(flat[:, rng.integers(flat.shape[1], size=min(_VOXELS, flat.shape[1]))])
         shapes.append(voxels.shape[1:])
     low, high = np.percentile(np.concatenate(samples, axis=1), PERCENTILES, axis=1)

@@ -3,9 +3,10 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +162,9 @@ class TranslatorTraining:
             self._choose_start()
         sums: dict[str, Tensor] = {}  # on the device, so that nothing waits for them
         started, since = time.perf_counter(), self.iteration
-        for parts in self._steps(self.settings.translator_iterations, "Step A"):
+        until = self.settings.translator_iterations
+        to_come = self._loader(range(self.iteration, until))
+        for parts in self._steps(to_come, until, "Step A"):
             for name, part in parts.items():
                 sums[name] = part + sums.get(name, 0)
             if self.iteration % REPORT_EVERY == 0 or self.is_finished:
@@ -180,13 +183,19 @@ class TranslatorTraining:
             return
         lowest, best = math.inf, self._state()
         source = self.ranges[SOURCE]
-        for start in range(settings.translator_starts):
+        ranges = [
+            source.inverted if start % 2 else source for start in range(settings.translator_starts)
+        ]
+        # one loader for all trials: workers that are not forked take seconds to start
+        batches = iter(self._loader([(step, each) for each in ranges for step in range(trial)]))
+        for start, each in enumerate(ranges):
             self.iteration = 0
             self._build(start)
-            self.ranges[SOURCE] = source.inverted if start % 2 else source
+            self.ranges[SOURCE] = each
             which = f"Step A, start {start + 1} of {settings.translator_starts}"
             which += ", labelled images inverted" if start % 2 else ""
-            losses = [parts["adversarial"] for parts in self._steps(trial, which)]
+            steps = self._steps(islice(batches, trial), trial, which)
+            losses = [parts["adversarial"] for parts in steps]
             loss = float(torch.stack(losses[trial // 2 :]).mean())
             self.log(f"{which}: adversarial {loss:.4f} in iterations {trial // 2} to {trial}")
             if loss < lowest:
@@ -194,15 +203,19 @@ class TranslatorTraining:
         self._restore(best)
         self._save()
 
-    def _steps(self, until: int, description: str) -> Iterator[dict[str, Tensor]]:
-        """Take all steps up to an iteration; gives the parts of each one's loss."""
-        batches: DataLoader[Tensor] = DataLoader(
+    def _loader(self, order: Any) -> DataLoader[Tensor]:
+        return DataLoader(
             self.batches,
             batch_size=None,
-            sampler=range(self.iteration, until),
+            sampler=order,
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
         )
+
+    def _steps(
+        self, batches: Iterable[Tensor], until: int, description: str
+    ) -> Iterator[dict[str, Tensor]]:
+        """Take a step with each batch, up to an iteration; gives the parts of each one's loss."""
         with tqdm(
             total=until, initial=self.iteration, desc=description, leave=False, disable=None
         ) as bar:

@@ -1,3 +1,4 @@
+import errno
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -6,7 +7,15 @@ from threading import Event
 import pytest
 
 from nnunet_ext._common import files
-from nnunet_ext._common.files import fingerprint, one_at_a_time, replacing, write_jsons
+from nnunet_ext._common.errors import UserError
+from nnunet_ext._common.files import (
+    clear_partial,
+    fingerprint,
+    one_at_a_time,
+    replacing,
+    write_jsons,
+    writing,
+)
 
 
 def test_the_new_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
@@ -34,6 +43,31 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
         fail()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_disk_that_is_full_is_an_error_with_the_name_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "scores.csv"
+    with pytest.raises(OSError, match=r"No space left on device: .*scores\.csv"), replacing(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_killed_processes_have_left_is_cleared_by_name(tmp_path: Path) -> None:
+    names = [".a.pth.x.partial", ".b.pth.y.partial", ".hidden", "a.partial"]
+    for name in names:
+        (tmp_path / name).mkdir()
+    clear_partial(tmp_path / "a.pth")
+    assert sorted(each.name for each in tmp_path.iterdir()) == names[1:]
+    clear_partial(tmp_path / "*")
+    assert sorted(each.name for each in tmp_path.iterdir()) == names[2:]
+
+
+def test_a_folder_in_which_nobody_may_write_is_named(tmp_path: Path) -> None:
+    told = f"written in {tmp_path}, but nobody may write there: Read-only"
+    with pytest.raises(UserError, match=told), writing(tmp_path):
+        raise OSError(errno.EROFS, "Read-only file system")
+    with pytest.raises(OSError, match="Too many"), writing(tmp_path):
+        raise OSError(errno.EMFILE, "Too many open files")
 
 
 def test_several_files_are_written_all_or_none(tmp_path: Path) -> None:

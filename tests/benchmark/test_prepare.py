@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -234,8 +234,12 @@ def test_what_is_not_preprocessed_is_preprocessed_with_nnunets_command(
     away = data.rename(data.with_name("away"))
     called: list[list[str]] = []
 
-    def preprocess(command: Sequence[str], *_: Any) -> None:
+    def preprocess(
+        command: Sequence[str], _log: Path, variables: Mapping[str, str], *_: Any
+    ) -> None:
         called.append(list(command))
+        # 0, which is right for trainings, stops nnU-Net's planners
+        assert int(variables["nnUNet_n_proc_DA"]) > 0
         away.rename(data)
 
     monkeypatch.setattr(commands, "run_command", preprocess)

@@ -140,7 +140,8 @@ def test_a_line_that_is_no_case_and_domain_is_named(
 def test_a_table_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"Cannot read .*absent\.csv"):
         from_csv(tmp_path / "absent.csv")
-    with pytest.raises(UserError, match=r"Cannot read .*scanners\.csv"):
+    told = r'scanners.csv is not UTF-8: it holds the byte 0xfc\. Save .* "CSV UTF-8"'
+    with pytest.raises(UserError, match=told):
         from_csv(written(tmp_path, "a1,Zürich", "latin-1"))
 
 
@@ -150,6 +151,12 @@ def test_a_table_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 def test_domains_of_unknown_cases_are_refused_with_the_near_name() -> None:
     with pytest.raises(UserError, match=r"here .*no training cases: 1 case \(b1\).*mean b01\?"):
         refuse_unfit(DOMAINS, ["a1", "a2", "b01"], "here")
+
+
+@pytest.mark.parametrize("name", ["c.nii.gz", "c_0000.nii.gz", "c.png"])
+def test_the_name_of_a_file_in_place_of_a_case_gets_the_case(name: str) -> None:
+    with pytest.raises(UserError, match=r"Leave out the ending: c\.$"):
+        refuse_unfit({name: "A"}, ["b", "c"], "here")
 
 
 def test_a_case_without_domain_is_refused_with_the_cure() -> None:

@@ -7,9 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813
+import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
+from skimage.io import imsave
 
 from nnunet_ext._common.errors import UserError
 from nnunet_ext.domains import joining
@@ -115,6 +119,8 @@ def test_links_lead_to_the_sources_and_the_spacing_of_tiff_files_comes_along(
     make_raw: MakeRaw, tmp_path: Path
 ) -> None:
     source = make_raw("Dataset001_Bern", ["b1"], ending=".tif")
+    voxels = np.zeros((4, 5, 6), dtype=np.uint8)
+    tifffile.imwrite(source / "imagesTr" / "b1_0000.tif", voxels, photometric="minisblack")
     (source / "imagesTr" / "b1.json").write_text('{"spacing": [1, 2, 3]}')
     # a link in the source, relative to it
     (source / "labelsTr" / "b1.tif").rename(source / "real.tif")
@@ -125,11 +131,39 @@ def test_links_lead_to_the_sources_and_the_spacing_of_tiff_files_comes_along(
     assert json.loads((folder / "imagesTr" / "b1.json").read_text()) == {"spacing": [1, 2, 3]}
 
 
-def test_colours_of_a_picture_are_channels_in_one_file(make_raw: MakeRaw) -> None:
+def write_voxels(path: Path, shape: tuple[int, ...]) -> None:
+    voxels = np.zeros(shape, dtype=np.uint8)
+    if path.name.endswith(".nii.gz"):
+        sitk.WriteImage(sitk.GetImageFromArray(voxels, isVector=False), path)
+    else:
+        imsave(path, voxels, check_contrast=False)
+
+
+@pytest.mark.parametrize(
+    ("ending", "shape"), [(".png", (4, 5, 3)), (".tif", (4, 5, 3)), (".nii.gz", (3, 4, 5, 6))]
+)
+def test_channels_are_counted_and_not_files(
+    make_raw: MakeRaw, ending: str, shape: tuple[int, ...]
+) -> None:
     colours = {str(channel): name for channel, name in enumerate(("R", "G", "B"))}
-    for name in ("Dataset001_Bern", "Dataset002_Ulm"):
-        make_raw(name, [name], ending=".png", channel_names=colours)
-    assert len(join(["1", "2"]).cases) == 2
+    for name in ("Dataset001_Bern", "Dataset002_Ulm", "Dataset003_Genf"):
+        raw = make_raw(name, [name], ending=ending, channel_names=colours)
+        write_voxels(raw / "imagesTr" / f"{name}_0000{ending}", shape)
+    joined = join(["1", "2"], ["3"])
+    assert (len(joined.cases), len(joined.unlabelled)) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("channels", "shape", "found"), [(3, (4, 5), 1), (1, (4, 5, 3), 3), (3, (4, 5, 4), 4)]
+)
+def test_pictures_with_other_colours_than_planned_are_refused(
+    make_raw: MakeRaw, channels: int, shape: tuple[int, ...], found: int
+) -> None:
+    names = {str(channel): str(channel) for channel in range(channels)}
+    raw = make_raw("Dataset001_Bern", ["b1"], ending=".png", channel_names=names)
+    write_voxels(raw / "imagesTr" / "b1_0000.png", shape)
+    with pytest.raises(UserError, match=f"b1 has images of {found} channels, but .* {channels}"):
+        join(["1"])
 
 
 def test_a_source_may_list_its_files_in_dataset_json(make_raw: MakeRaw, tmp_path: Path) -> None:
@@ -229,7 +263,9 @@ def test_unlabelled_images_that_cannot_be_read_alike_are_refused(
     ],
 )
 def test_a_case_that_misses_a_file_is_named(make_raw: MakeRaw, file: str, message: str) -> None:
-    (make_raw("Dataset001_Bern", ["b1", "b2"], channels=2) / file).unlink()
+    raw = make_raw("Dataset001_Bern", ["b1", "b2"], channels=2)
+    write_voxels(raw / "imagesTr" / "b1_0000.nii.gz", (4, 5, 6))
+    (raw / file).unlink()
     with pytest.raises(UserError, match=message):
         join(["1"])
 

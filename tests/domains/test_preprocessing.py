@@ -1,12 +1,16 @@
 """Images without labels through nnU-Net's preprocessor, once."""
 
 import copy
+import gzip
+import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
@@ -25,6 +29,7 @@ MakeWorld = Callable[..., World]
 
 SHAPE = (12, 20, 18)
 """One axis shorter than the patch."""
+VARIED = np.arange(np.prod(SHAPE)).reshape(SHAPE)
 
 
 @pytest.fixture
@@ -132,7 +137,7 @@ def test_they_are_preprocessed_anew_when_something_has_changed(
     both = {"un_0", "un_1"}
     changes: list[tuple[Callable[[], Any], set[str]]] = [
         (lambda: None, both),
-        (lambda: write_image(images / "un_1_0000.nii.gz", np.ones(SHAPE)), both),
+        (lambda: write_image(images / "un_1_0000.nii.gz", VARIED), both),
         (
             lambda: shutil.copy(images / "un_1_0000.nii.gz", images / "un_2_0000.nii.gz"),
             both | {"un_2"},
@@ -171,3 +176,72 @@ def test_planned_channels_that_the_images_do_not_have_are_refused(
     with_unlabelled(world)
     with pytest.raises(UserError, match=r"un_0 in imagesUn: .* 1 channels, but the plans 3"):
         prepare(world, normalization_schemes=["NoNormalization"] * 3)
+
+
+def cut_off(path: Path) -> None:
+    """Keep the header and half of the voxels."""
+    content = path.read_bytes()
+    if path.suffix == ".gz":
+        content = gzip.compress(gzip.decompress(content)[: -4 * VARIED.size // 2])
+    else:
+        content = content[: -2 * VARIED.size]
+    path.write_bytes(content)
+
+
+def with_nan(path: Path) -> None:
+    voxels = np.where(VARIED < 5, np.nan, VARIED).astype(np.float32)
+    if path.name.endswith((".nii", ".nii.gz")):  # ITK would write, but not read it
+        nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), path)
+    else:
+        write_image(path, voxels)
+
+
+@pytest.mark.parametrize(
+    ("ending", "spoil", "message"),
+    [
+        (".nii.gz", with_nan, "is NaN or infinite in 5 voxels"),
+        (".nii", with_nan, "is NaN or infinite in 5 voxels"),
+        (".nrrd", with_nan, "is NaN or infinite in 5 voxels"),
+        (".mha", with_nan, "is NaN or infinite in 5 voxels"),
+        (".nii.gz", cut_off, "is cut off or damaged: "),
+        (".nii", cut_off, "is cut off or damaged: "),
+        (
+            ".nii.gz",
+            lambda path: write_image(path, np.ones(SHAPE)),
+            "has the same intensity everywhere",
+        ),
+    ],
+)
+def test_an_image_from_which_nothing_can_be_learned_is_named(
+    make_world: MakeWorld,
+    calls: list[str],
+    ending: str,
+    spoil: Callable[[Path], None],
+    message: str,
+) -> None:
+    world = make_world()
+    raw = world.write_raw()
+    described = json.loads((raw / "dataset.json").read_text()) | {"file_ending": ending}
+    (raw / "dataset.json").write_text(json.dumps(described))
+    for image in (raw / "imagesTr").iterdir():
+        image.rename(image.with_name(image.name.replace(".nii.gz", ending)))
+    for case in tiny.UNLABELLED:
+        write_image(raw / "imagesUn" / f"{case}_0000{ending}", VARIED)
+    spoil(raw / "imagesUn" / f"un_1_0000{ending}")
+    told = f"Cannot preprocess case un_1 in imagesUn: un_1_0000{re.escape(ending)} {message}"
+    with pytest.raises(UserError, match=told):
+        prepare(world)
+
+
+def test_nothing_is_written_where_there_is_nothing_to_do(
+    make_world: MakeWorld, calls: list[str]
+) -> None:
+    world = make_world()
+    with_unlabelled(world)
+    folder = prepare(world).parent
+    lock = folder.with_name(f".{folder.name}.lock")
+    lock.unlink(missing_ok=True)
+    before = sorted(folder.parent.rglob("*"))
+    prepare(world)
+    assert sorted(folder.parent.rglob("*")) == before
+    assert calls == ["un_0", "un_1"]

@@ -44,6 +44,7 @@ def test_cases_without_labels(raw: Path) -> None:
 
 
 def test_no_images_are_refused(raw: Path) -> None:
+    touch(raw, ".DS_Store", "._u_0000.nii.gz")
     with pytest.raises(UserError, match=r"imagesUn must hold .* it is empty\. .*CASE_0000\.nii"):
         unlabelled_cases(raw)
     touch(raw, "u_0000.mha")

@@ -94,6 +94,14 @@ def test_training_cases_come_with_their_files(make_world: Callable[..., World]) 
     assert raw.name == DATASET
 
 
+def test_hidden_files_of_other_systems_are_no_cases(make_world: Callable[..., World]) -> None:
+    raw = make_world().write_raw()
+    for hidden in ("imagesTr/._case_0_0000.nii.gz", "labelsTr/._case_0.nii.gz"):
+        (raw / hidden).write_text("Mac OS X")
+    (raw / "imagesTr" / ".DS_Store").touch()
+    assert training_cases(raw).keys() == set(CASES)
+
+
 def test_a_folder_without_training_images_is_refused(make_world: Callable[..., World]) -> None:
     raw = make_world().write_raw()
     for path in (raw / "imagesTr").iterdir():

@@ -162,3 +162,19 @@ def test_images_too_small_for_condseg_are_refused_by_name(large: Path) -> None:
     (large / "dataset_fingerprint.json").write_text(json.dumps(fingerprint))
     with pytest.raises(UserError, match="at least 4 stages, but the planned network has 2"):
         plan(planners.ConDSegPlanner)
+
+
+@pytest.mark.parametrize("shape", [[12, 12, 12], [8, 8, 8], [3, 9, 10], [4, 5, 5], [1, 8, 8]])
+def test_compact_networks_for_tiny_images_are_deep_enough_for_deep_supervision(
+    large: Path, shape: list[int]
+) -> None:
+    fingerprint = json.loads((large / "dataset_fingerprint.json").read_text())
+    fingerprint["shapes_after_crop"] = [shape] * CASES
+    (large / "dataset_fingerprint.json").write_text(json.dumps(fingerprint))
+    planned = plan(planners.CompactPlanner)
+    assert {"2d", "3d_fullres"} & planned.keys()
+    for configuration in planned.values():
+        if "patch_size" in configuration:
+            assert configuration["architecture"]["arch_kwargs"]["n_stages"] >= 3
+            image = configuration["median_image_size_in_voxels"]
+            assert list(image) == shape[-len(configuration["patch_size"]) :]

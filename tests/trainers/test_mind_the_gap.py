@@ -1,10 +1,13 @@
 """The recipe of Mind the Gap: which images it sees, and who learns from what."""
 
 import copy
+import os
 import pickle
 import shutil
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -350,8 +353,54 @@ def test_settings_shape_the_network(make_world: MakeWorld) -> None:
 
 def test_a_cascade_is_refused(make_world: MakeWorld) -> None:
     world = make_world(dim=3, cascade=True)
-    with pytest.raises(UserError, match="MindTheGapTrainer cannot train tiny, because"):
+    with pytest.raises(UserError, match='MindTheGapTrainer cannot train "tiny" in TinyPlans, beca'):
         world.trainer("MindTheGapTrainer")
+    assert not world.results.exists()  # an empty folder would stop find_best_configuration
+
+
+def test_a_preprocessed_folder_may_be_read_only_once_all_is_there(make_world: MakeWorld) -> None:
+    world = make_world(dim=2)
+    first = make(world)
+    preprocessed = world.root / "preprocessed"
+    for lock in preprocessed.rglob(".*lock"):
+        lock.unlink()
+    before = {path: path.stat().st_mtime_ns for path in preprocessed.rglob("*")}
+    second = make(world)
+    assert second.preprocessed_dataset_folder == first.preprocessed_dataset_folder
+    assert {path: path.stat().st_mtime_ns for path in preprocessed.rglob("*")} == before
+
+
+@contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """Let nobody write in a folder; root needs a mount for it, which containers may refuse."""
+    if os.geteuid() != 0:
+        folder.chmod(0o555)
+        try:
+            yield
+        finally:
+            folder.chmod(0o755)
+        return
+    place = str(folder)
+    if subprocess.run(["mount", "--bind", place, place], check=False).returncode:
+        pytest.skip("root may write everywhere, and may not mount here")
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", place], check=True)
+        yield
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+def test_a_read_only_folder_is_named_only_where_something_must_be_written(
+    make_world: MakeWorld,
+) -> None:
+    world = make_world(dim=2)
+    folder = world.root / "preprocessed" / tiny.DATASET
+    told = f"written in {folder}, but nobody may write there"
+    with read_only(folder), pytest.raises(UserError, match=told):
+        make(world)
+    make(world)
+    with read_only(folder):
+        make(world)
 
 
 def test_plans_for_ct_are_doubted(

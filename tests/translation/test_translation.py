@@ -1,6 +1,7 @@
 """Step A: what it draws, what it learns, and that it goes on where it was."""
 
 import copy
+import os
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,19 @@ def test_constant_images_are_refused() -> None:
 
     with pytest.raises(UserError, match="Channel 0 of the unlabelled images has the same"):
         survey(Constant(), "unlabelled")
+
+
+def test_an_image_that_is_not_finite_is_named_before_the_first_step() -> None:
+    class Broken(Phantoms):
+        def load_case(self, identifier: str) -> Any:
+            voxels, *others = super().load_case(identifier)
+            if identifier == "case_1":
+                voxels[0, 0, 0, :3] = np.nan, np.inf, np.nan
+            return voxels, *others
+
+    told = "Case case_1 of the labelled images is NaN or infinite in 3 preprocessed voxels"
+    with pytest.raises(UserError, match=told):
+        survey(Broken(), "labelled")
 
 
 # ------------------------------------------------------------------------------------------ crops
@@ -315,6 +329,30 @@ def test_steps_in_half_precision_are_those_in_full(
     for name, part in expected.items():
         assert float(parts[name]) == pytest.approx(float(part), rel=0.03)
     assert set(seen) == {torch.bfloat16}
+
+
+class Telling(Phantoms):
+    """Notes which processes read it."""
+
+    readers: Path
+
+    def load_case(self, identifier: str) -> tuple[np.ndarray, None, None, dict]:
+        (self.readers / str(os.getpid())).touch()
+        return super().load_case(identifier)
+
+
+def test_workers_are_started_once_for_all_trials(tmp_path: Path) -> None:
+    three = TranslatorSettings(**SMALL | {"translator_iterations": 16, "translator_starts": 3})
+    Telling.readers = tmp_path / "readers"
+    Telling.readers.mkdir()
+    told = Telling()
+    datasets = (told, Phantoms(True))
+    tried = TranslatorTraining(datasets, three, tmp_path, CPU, lambda _: None, workers=1)
+    for reader in told.readers.iterdir():
+        reader.unlink()  # who has looked for the range
+    tried._choose_start()
+    (reader,) = told.readers.iterdir()
+    assert reader.name != str(os.getpid())
 
 
 @pytest.mark.parametrize("changed", [{"translator_starts": 1}, {"translator_iterations": 7}])
