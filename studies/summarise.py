@@ -203,6 +203,7 @@ REPORTS = {
     "images": named_rows,
     "models": named_rows,
     "recovered": named_rows,
+    "suspects": named_rows,
     "translators": named_rows,
     "median_ms": startup_cost,
 }

@@ -37,6 +37,8 @@ def raw(tmp_path: Path) -> Path:
         labels = np.random.default_rng(number).integers(0, 2, (3, 4, 5))
         labels[1] = 1 if number >= len(CASES) - 2 else 2
         write(tmp_path / "raw" / "labelsTr" / f"{case}.nii.gz", labels)
+    named = {"background": 0, "a": [1, 2], "b": 2, "ignore": 3}
+    (tmp_path / "raw" / "dataset.json").write_text(json.dumps({"labels": named}))
     return tmp_path / "raw"
 
 
@@ -70,43 +72,93 @@ def run(raw: Path, clean: Labels, tmp_path: Path) -> Callable[..., list[str]]:
 def test_a_label_goes_in_exactly_this_share_of_the_cases(
     run: Callable[..., list[str]], clean: Labels, tmp_path: Path, share: float, count: int
 ) -> None:
-    changed = run(drop_label=1, drop_share=share)
+    changed = run(drop_label=1, share=share)
     assert len(changed) == count
     for case in changed:
         before, after = read(clean[case]), read(tmp_path / "out" / f"{case}.nii.gz")
         np.testing.assert_array_equal(after, np.where(before == 1, 0, before))
 
 
+def test_former_files_call_the_share_by_another_name() -> None:
+    former = TypeAdapter(LabelNoise).validate_json('{"drop_label": 1, "drop_share": 0.4}')
+    assert former == LabelNoise(drop_label=1, share=0.4)
+
+
 def test_geometry_and_type_stay(
     run: Callable[..., list[str]], clean: Labels, tmp_path: Path
 ) -> None:
-    case = run(drop_label=2, drop_share=0.5)[0]
+    case = run(drop_label=2, share=0.5)[0]
     before, after = map(sitk.ReadImage, (clean[case], tmp_path / "out" / f"{case}.nii.gz"))
     assert after.GetSpacing() == before.GetSpacing()
     assert after.GetPixelID() == before.GetPixelID()
 
 
 def test_cases_without_the_label_do_not_count_as_changed(run: Callable[..., list[str]]) -> None:
-    assert run(drop_label=2, drop_share=1.0) == CASES[:-2]
+    assert run(drop_label=2, share=1.0) == CASES[:-2]
 
 
 def test_the_choice_depends_on_the_seed_and_not_on_the_order(
     run: Callable[..., list[str]], clean: Labels
 ) -> None:
-    chosen = run(drop_label=1, drop_share=0.4)
+    chosen = run(drop_label=1, share=0.4)
     backwards = dict(reversed(list(clean.items())))
-    assert run(backwards, drop_label=1, drop_share=0.4) == chosen
-    assert run(drop_label=1, drop_share=0.4, seed=1) != chosen
+    assert run(backwards, drop_label=1, share=0.4) == chosen
+    assert run(drop_label=1, share=0.4, seed=1) != chosen
 
 
 def test_a_larger_share_adds_cases_to_those_of_a_smaller(run: Callable[..., list[str]]) -> None:
-    few, many = (set(run(drop_label=1, drop_share=share)) for share in (0.2, 0.6))
+    few, many = (set(run(drop_label=1, share=share)) for share in (0.2, 0.6))
     assert few < many
 
 
 def test_a_label_that_no_case_has_is_refused(run: Callable[..., list[str]]) -> None:
     with pytest.raises(UserError, match=r"drop_label is 7, but none of the 20 .*dataset\.json"):
-        run(drop_label=7, drop_share=0.5)
+        run(drop_label=7, share=0.5)
+
+
+# ------------------------------------------------------------------------------ wrong structures
+
+
+def test_swapped_labels_are_each_called_the_other(
+    run: Callable[..., list[str]], clean: Labels, tmp_path: Path
+) -> None:
+    for case in run(swap_labels=(1, 2), share=0.5):
+        before, after = read(clean[case]), read(tmp_path / "out" / f"{case}.nii.gz")
+        np.testing.assert_array_equal(after, np.array([0, 2, 1])[before])
+
+
+def block(*corner: int) -> NDArray[Any]:
+    """A cube of label 1 in an image of 8 x 8 x 8, and one of label 2 at the far corner."""
+    labels = np.zeros((8, 8, 8), int)
+    labels[-2:, -2:, -2:] = 2
+    labels[tuple(slice(start, start + 3) for start in corner)] = 1
+    return labels
+
+
+def test_an_extra_structure_is_a_copy_half_an_image_away(
+    run: Callable[..., list[str]], clean: Labels, tmp_path: Path
+) -> None:
+    for case in CASES:
+        write(clean[case], block(0, 0, 0))
+    extra = block(4, 4, 4)  # where label 2 is not
+    for case in run(extra_label=1, share=0.3):
+        after = read(tmp_path / "out" / f"{case}.nii.gz")
+        np.testing.assert_array_equal(after, np.where(block(0, 0, 0) > 0, block(0, 0, 0), extra))
+        assert (after == 1).sum() == 27 + 26
+
+
+def test_a_dilated_structure_grows_into_background_alone(
+    run: Callable[..., list[str]], clean: Labels, tmp_path: Path
+) -> None:
+    for case in CASES:
+        write(clean[case], block(3, 3, 3))
+    changed = run(dilate_label=1, share=0.5)
+    assert len(changed) == 10
+    before, after = block(3, 3, 3), read(tmp_path / "out" / f"{changed[0]}.nii.gz")
+    assert set(before[after != before]) == {0}
+    assert set(after[after != before]) == {1}
+    assert after[4, 4].tolist() == [0, 1, 1, 1, 1, 1, 1, 1]
+    assert not after[0].any()
 
 
 # ------------------------------------------------------------------------------ another observer
@@ -124,6 +176,24 @@ def test_labels_of_another_observer_replace_those_that_differ(
     np.testing.assert_array_equal(
         read(tmp_path / "out" / "case_07.nii.gz"), read(other / "case_07.nii.gz")
     )
+
+
+def test_the_share_holds_for_another_observer_too(
+    run: Callable[..., list[str]], raw: Path, clean: Labels
+) -> None:
+    for case in CASES:
+        write(raw / "labelsTr_observer2" / f"{case}.nii.gz", 2 - read(clean[case]))
+    assert len(run(labels_folder="labelsTr_observer2", share=0.3)) == 6
+
+
+def test_masks_that_are_no_labels_are_refused_by_file_and_value(
+    run: Callable[..., list[str]], raw: Path, clean: Labels
+) -> None:
+    for case in CASES[:3]:
+        mask = (read(clean[case]) > 0) * (255 if case == "case_01" else 1)
+        write(raw / "masks" / f"{case}.nii.gz", mask)
+    with pytest.raises(UserError, match=r"masks/case_01\.nii\.gz has the value 255, .*0, 1, 2, 3"):
+        run(labels_folder="masks")
 
 
 def test_a_missing_folder_is_named_with_those_that_are_there(
@@ -155,18 +225,19 @@ def test_other_labels_of_another_shape_are_refused(
 
 def test_clean_labels_are_never_overwritten(raw: Path, clean: Labels) -> None:
     with pytest.raises(UserError, match="holds the clean labels"):
-        corrupt(clean, raw / "labelsTr", LabelNoise(drop_label=1, drop_share=1.0), raw)
+        corrupt(clean, raw / "labelsTr", LabelNoise(drop_label=1, share=1.0), raw)
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({}, 'either "drop_label" or "labels_folder"'),
-        ({"drop_label": 1, "labels_folder": "labelsTr2"}, 'either "drop_label" or "labels_folder"'),
-        ({"labels_folder": "labelsTr2", "drop_share": 0.5}, 'needs a "drop_label"'),
+        ({}, "exactly one of drop_label, extra_label, swap_labels"),
+        ({"drop_label": 1, "labels_folder": "labelsTr2"}, "exactly one of drop_label"),
+        ({"swap_labels": [2, 2]}, "two different labels"),
+        ({"swap_labels": [2]}, "Missing required|at least 2|Field required"),
         ({"drop_label": 0}, "greater than or equal to 1"),
-        ({"drop_label": 1, "drop_share": 1.5}, "less than or equal to 1"),
-        ({"drop_label": 1, "share": 0.5}, "Unexpected keyword"),
+        ({"drop_label": 1, "share": 1.5}, "less than or equal to 1"),
+        ({"drop_label": 1, "shares": 0.5}, "Unexpected keyword"),
     ],
 )
 def test_wishes_that_contradict_themselves_are_refused(wrong: dict[str, Any], message: str) -> None:

@@ -299,7 +299,7 @@ def test_noisy_labels_are_for_training_and_clean_ones_for_the_scores(
 
     monkeypatch.setattr(commands, "run_command", preprocess)
     monkeypatch.setattr(preparing, "planner_of", lambda _: "CompactPlanner")
-    noise = {"drop_label": 2, "drop_share": 0.5}
+    noise = {"drop_label": 2, "share": 0.5}
     layout, prepared = prepare(world, label_noise=noise)
     assert len(prepared.noisy) == 2
     assert prepared.folds == {0: ["case_3"]}  # the user's splits_final.json

@@ -10,8 +10,10 @@ most cases share. Mistaken for wrong is a minority of cases on which the network
 """
 
 from collections.abc import Iterable, Sequence
+from math import log
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,10 +21,19 @@ CONFIDENT = 0.75
 """Probability of a class from which the network's word counts, and at one minus this it denies the
 class; both as a share of the mean where the class is labelled, since a network that believes wrong
 labels, too, is never surer of a class than it is right about them."""
+SPREADS = 5.0
+"""So many standard deviations of the other cases' log odds the record of a case must be above their
+middle. Of a Gaussian one in three million is, and records' tails are longer than that."""
+MIN_ODDS = 4.0
+"""And so many times their odds, or a difference is too small to matter however alike they are."""
 MIN_SHARE = 0.25
-"""Below this share of contradicted voxels there is no evidence: networks err, too."""
-MIN_RATIO = 4.0
-"""The share must be so many times that of the median case, or the network errs everywhere."""
+"""Below this share of contradicted voxels there is no evidence: networks err, too. Nor is there
+where fewer are contradicted than this share of the voxels in which network and labels agree in the
+middle one of the other cases: a few spots, where the class rightly lacks, are no structure."""
+MAX_ERROR = 0.75
+"""While more of the network's word is contradicted in the other cases, it knows nothing."""
+PRIOR_VOXELS = 10
+"""Voxels at the mean share that are added to every case, since voxels of a spot say the same."""
 MIN_VOXELS = 20
 """Shares of fewer voxels, and fewer contradicted ones, tell nothing."""
 MIN_CASES = 5
@@ -156,11 +167,43 @@ class CaseRecord:
             return none.bool(), none
         judged, contradicted = torch.stack(list(self.total.cases.values())).unbind(-1)
         shares = (contradicted / judged).where(judged >= MIN_VOXELS, torch.nan)
-        typical = shares.nanmedian(0).values
-        evident = (shares >= MIN_SHARE) & (shares >= MIN_RATIO * typical)
-        evident &= contradicted >= MIN_VOXELS
-        evident &= (~shares.isnan()).sum(0) >= MIN_CASES
+        evident = torch.zeros_like(shares, dtype=torch.bool)
+        for kind, label in np.ndindex(shares.shape[1:]):
+            at = (slice(None), kind, label)
+            evident[at] = stand_out(judged[at], contradicted[at])
         return evident, shares
+
+
+def stand_out(judged: Tensor, contradicted: Tensor) -> Tensor:
+    """Whether the record of a case differs from those of most others.
+
+    The others are found from below: the half of the cases that is contradicted least, and then,
+    again and again, whoever is within reach of these. A gap keeps wrong cases out, even if nearly
+    half of all are; where there is none, everybody belongs to the others in the end. What is
+    compared is the logarithm of odds: shares near 1 differ as those near 0 do.
+
+    Args:
+        judged: Voxels of each case (N,).
+        contradicted: Those of them in which network and labels contradict each other (N,).
+    """
+    known = judged >= MIN_VOXELS
+    mean = contradicted[known].sum() / judged[known].sum()
+    if known.sum() < MIN_CASES or not 0 < mean < 1:
+        return torch.zeros_like(known)
+    agreed = judged - contradicted
+    odds = (contradicted + PRIOR_VOXELS * mean) / (agreed + PRIOR_VOXELS * (1 - mean))
+    evidence = odds.log()
+    reach, others = evidence[known].median(), torch.zeros_like(known)
+    while (grown := known & (evidence <= reach)).sum() > others.sum():
+        others = grown
+        quarter, middle = evidence[others].quantile(evidence.new_tensor([0.25, 0.5]))
+        spread = (middle - quarter) / 0.6745  # as a Gaussian's standard deviation
+        reach = reach.maximum(middle + (SPREADS * spread).clamp_min(log(MIN_ODDS)))
+    if contradicted[others].sum() > MAX_ERROR * judged[others].sum():
+        return torch.zeros_like(known)
+    least = max(MIN_VOXELS, MIN_SHARE * float(agreed[others].median()))
+    enough = (contradicted >= least) & (contradicted >= MIN_SHARE * judged)
+    return known & ~others & enough
 
 
 def _add(total: dict[str, Tensor], counts: Iterable[tuple[str, Tensor]]) -> None:
