@@ -12,9 +12,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from batchgenerators.dataloading.nondet_multi_threaded_augmenter import (
-    NonDetMultiThreadedAugmenter,
-)
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
@@ -34,6 +31,7 @@ from nnunet_ext.trainers.base import ExtensionTrainer
 from nnunet_ext.trainers.configured import SettingsByMethod
 from nnunet_ext.trainers.distributed import first_rank_first, unwrap
 from nnunet_ext.trainers.optimisation import Losses, Update
+from nnunet_ext.trainers.stopping import finish
 from nnunet_ext.translation.cases import translated_cases
 
 CRITIC_BETAS = (0.9, 0.99)
@@ -119,7 +117,7 @@ class MindTheGapTrainer(ExtensionTrainer):
         if self.aligns:
             with replaced(self, _loads_unlabelled=True, oversample_foreground_percent=0.0):
                 self._unlabelled, unused = super().get_dataloaders()
-            _finish(unused)
+            finish(unused)
         return loaders
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
@@ -180,7 +178,11 @@ class MindTheGapTrainer(ExtensionTrainer):
     def on_train_end(self) -> None:
         """Stop the loader of unlabelled images, too."""
         super().on_train_end()
-        _finish(self._unlabelled)
+        finish(self._unlabelled)
+
+    def loaders(self) -> list[Any]:
+        """The loader of unlabelled images, too."""
+        return [*super().loaders(), self._unlabelled]
 
     # ------------------------------------------------------------------------------------ Step B
 
@@ -276,8 +278,3 @@ class MindTheGapTrainer(ExtensionTrainer):
             yield
         finally:
             self._masked.inference_domain.copy_(usual)
-
-
-def _finish(loader: Any) -> None:
-    if isinstance(loader, NonDetMultiThreadedAugmenter):
-        loader._finish()
