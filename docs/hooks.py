@@ -60,7 +60,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
             return f"{image}[{text}]({config.repo_url.rstrip('/')}/blob/main/{path})"
         return text if text.strip("`") == path else f"{text} (`{path}`)"
 
-    return LINK.sub(pointed, markdown)
+    return LINK.sub(pointed, markdown).replace(' src="docs/', ' src="')
 
 
 def _outside() -> Iterator[Path]:

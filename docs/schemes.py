@@ -101,7 +101,7 @@ def condseg() -> Scheme:
 
 
 def ram_dsir() -> Scheme:
-    """The same anatomy with the low frequencies' amplitude of another domain: answers must agree."""
+    """The same anatomy with low frequencies' amplitudes of another domain: answers must agree."""
     s = Scheme(5, 2)
     image = s.box(0, 0, "image,\ndomain A", DATA)
     other = s.box(0, 1, "image,\ndomain B", DATA, dashed=True)

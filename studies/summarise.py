@@ -53,9 +53,9 @@ Written by `python -m studies.summarise --methods` from `studies/records`; do no
 differences of Dice in points (hundredths), with intervals (95 %) over
 [subjects and trainings](statistics.md); bold where certain after Holm's correction. They come from
 small networks and short trainings on a CPU ([experiments](experiments.md)): **at that scale no
-method for labelled images was shown to beat stock nnU-Net at equal cost.** Costs are ratios to stock of
-one step with CPU networks, from all [records](../studies/records/README.md) of step costs; what a GPU
-holds, `nnunet-ext memory` [tells](memory.md) before training. A dash: not measured.
+method for labelled images was shown to beat stock nnU-Net at equal cost.** Costs are ratios to
+stock of one step with CPU networks, from all [records](../studies/records/README.md) of step costs;
+what a GPU holds, `nnunet-ext memory` [tells](memory.md) before training. A dash: not measured.
 """
 
 
@@ -139,7 +139,7 @@ def methods() -> str:
 def _gain(results: Results, arm: str, beside: str) -> str:
     """Difference in points of Dice where domains are unseen, or of all cases."""
     if not beside:
-        return "–"
+        return "-"
     analysis = Analysis(replace(results, baseline=beside))
     (configuration,) = results.configurations()
     evaluation = results.evaluations(configuration)[0]
@@ -155,7 +155,7 @@ def _range(arm: str, what: str) -> str:
     """Least and greatest ratio to stock of an arm in all records of step costs."""
     found = sorted(_ratios(arm, f"{what}_ratio"))
     if not found:
-        return "–"
+        return "-"
     least, most = (f"{value:.1f}" for value in (found[0], found[-1]))
     return f"{least}x" if least == most else f"{least}x to {most}x"
 
