@@ -119,7 +119,8 @@ TRAINERS = {
         Trainer(
             name="CateNormTrainer",
             module="nnunet_ext.trainers.catenorm",
-            purpose="background dominates normalisation, or several domains are pooled",
+            purpose="plans with batch normalisation (not nnU-Net's default) that background or "
+            "pooled domains dominate",
             cost="about 2.5x stock time per step in the second half",
             paper="Xiao et al., CateNorm, DART 2022",
             link="https://arxiv.org/abs/2103.15858",

@@ -1,13 +1,15 @@
-"""Write ``studies/records/README.md``, ``docs/experiments.md`` and all reports from the records.
+"""Write ``studies/records/README.md``, ``docs/experiments.md``, ``docs/methods.md`` and all reports
+from the records.
 
-Takes no arguments: ``python -m studies.summarise``.
+``python -m studies.summarise``; with ``--methods`` only ``docs/methods.md``, which takes seconds.
 """
 
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -17,6 +19,7 @@ from nnunet_ext.benchmark.results import Results, read
 
 RESULTS = Path(__file__).parent / "records"
 EXPERIMENTS_PAGE = Path(__file__).parents[1] / "docs" / "experiments.md"
+METHODS_PAGE = EXPERIMENTS_PAGE.with_name("methods.md")
 METRICS = {"dice": 3, "nsd": 3, "hd95": 1}
 """Shown metrics and their digits."""
 TURNED = {"better": "worse", "worse": "better"}
@@ -43,6 +46,125 @@ and mirroring. Intervals (95 %), p (Holm) and verdicts are over
 [subjects and trainings](statistics.md), scores averaged over labels; after "undecided" stands how
 many more trainings would decide. What a result means for a method stands on the method's page.
 """
+
+METHODS = """# All methods in one table
+
+Written by `python -m studies.summarise --methods` from `studies/records`; do not edit. Gains are
+differences of Dice in points (hundredths), with intervals (95 %) over
+[subjects and trainings](statistics.md); bold where certain after Holm's correction. They come from
+small networks and short trainings on a CPU ([experiments](experiments.md)): **at that scale no
+method for labelled images was shown to beat stock nnU-Net at equal cost.** Costs are ratios to
+stock of one step with CPU networks, from all [records](../studies/records/README.md) of step costs;
+what a GPU holds, `nnunet-ext memory` [tells](memory.md) before training. A dash: not measured.
+"""
+
+
+class Shown(NamedTuple):
+    """A line of the table of methods: an arm of a record, beside stock and DA5.
+
+    Attributes:
+        trainer: As a user knows it.
+        where: On what it was measured.
+        record: Folder of the record.
+        arm: Whose gain it is.
+        stock: Arm with nnU-Net's own training.
+        strong: Arm with nnU-Net's strong augmentation, or nothing.
+        cost: Arm of the records of step costs.
+    """
+
+    trainer: str
+    where: str
+    record: str
+    arm: str
+    stock: str
+    strong: str = ""
+    cost: str = ""
+
+
+_CATENORM = 'CateNormTrainer={"catenorm": {"plain_fraction": 0}}'
+_CONDSEG = 'ConDSegTrainer={"condseg": {"first_phase": 0}}'
+_TOPK = 'TopKSigmaTrainer={"topk_sigma": {"warm_up": 0, "ramp": 0}}'
+SHOWN = (
+    Shown("nnUNetTrainerDA5", "hippocampus", "hippocampus", "nnUNetTrainerDA5", "nnUNetTrainer"),
+    Shown(
+        *("CateNormTrainer", "hippocampus", "hippocampus", "CateNormTrainer", "nnUNetTrainer"),
+        *("nnUNetTrainerDA5", _CATENORM),
+    ),
+    Shown(
+        *("CateNormTrainer", "three cameras pooled, batch normalisation, equal updates"),
+        *("catenorm_retina_batch", "CateNorm, pass 2", "stock, equal updates", "", _CATENORM),
+    ),
+    Shown(
+        *("ConDSegTrainer", "hippocampus", "condseg_hippocampus", "full", "stock", "", _CONDSEG),
+    ),
+    Shown(
+        *("ConDSegTrainer", "skin lesions, four times the steps", "condseg_skin_long", "full"),
+        *("stock", "", _CONDSEG),
+    ),
+    Shown(
+        *("RAMDSIRTrainer", "a camera never seen", "ram_dsir_retina", "full", "stock", "DA5"),
+        "RAMDSIRTrainer",
+    ),
+    Shown(
+        *("MindTheGapTrainer", "an inverted modality without labels", "mind_the_gap_hippocampus"),
+        *("full", "source only", "DA5", "MindTheGapTrainer"),
+    ),
+    Shown(
+        *("MindTheGapTrainer", "another MR sequence without labels", "mind_the_gap_cardiac"),
+        *("full", "source only", "DA5", "MindTheGapTrainer"),
+    ),
+    Shown(
+        *("TopKSigmaTrainer", "a structure missing in 40 % of the labels"),
+        *("topk_sigma_hippocampus_missing", "auto", "stock", "", _TOPK),
+    ),
+    Shown(
+        *("TopKSigmaTrainer", "the same with clean labels", "topk_sigma_hippocampus_clean"),
+        *("auto", "stock", "", _TOPK),
+    ),
+)
+
+
+def methods() -> str:
+    """Write the table of gain, price, memory and time of all methods."""
+    header = ["trainer", "measured on", "gain over stock", "over DA5", "step", "memory"]
+    rows = []
+    for each in SHOWN:
+        (results,) = read(RESULTS / each.record)
+        gains = [_gain(results, each.arm, beside) for beside in (each.stock, each.strong)]
+        costs = [_range(each.cost, what) for what in ("train", "peak", "predict")]
+        rows.append([f"`{each.trainer}`", f"{each.where} (`{each.record}`)", *gains, *costs])
+    return f"{METHODS}\n{table([*header, 'prediction'], rows)}\n"
+
+
+def _gain(results: Results, arm: str, beside: str) -> str:
+    """Difference in points of Dice where domains are unseen, or of all cases."""
+    if not beside:
+        return "-"
+    analysis = Analysis(replace(results, baseline=beside))
+    (configuration,) = results.configurations()
+    evaluation = results.evaluations(configuration)[0]
+    one = results.of(configuration, evaluation)["seen"].nunique() < 2
+    rows = analysis.rows(configuration, evaluation, "all" if one else "seen")
+    rows = rows[(rows["arm"] == arm) & (rows["metric"] == "dice")]
+    row = (rows if one else rows[rows["name"].str.contains("unseen")]).iloc[0]
+    found = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * row[["difference", "low", "high"]]))
+    return f"**{found}**" if row["verdict"] in TURNED else found
+
+
+def _range(arm: str, what: str) -> str:
+    """Least and greatest ratio to stock of an arm in all records of step costs."""
+    found = sorted(_ratios(arm, f"{what}_ratio"))
+    if not found:
+        return "-"
+    least, most = (f"{value:.1f}" for value in (found[0], found[-1]))
+    return f"{least}x" if least == most else f"{least}x to {most}x"
+
+
+def _ratios(arm: str, ratio: str) -> Iterator[float]:
+    for path in RESULTS.glob("step_cost_*.json"):
+        for each in json.loads(path.read_text())["arms"]:
+            if each["arm"] == arm:
+                yield each[ratio]
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -212,6 +334,9 @@ REPORTS = {
 
 def main() -> None:
     """Write the pages and the records' reports."""
+    METHODS_PAGE.write_text(methods())
+    if sys.argv[1:] == ["--methods"]:
+        return
     folders = sorted(path.parent for path in RESULTS.glob("*/scores.csv"))
     EXPERIMENTS_PAGE.write_text("\n".join([EXPERIMENTS, *map(experiment, folders)]))
     sections = [INTRODUCTION]

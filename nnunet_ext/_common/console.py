@@ -1,8 +1,10 @@
 """Small things that everything printed here shares."""
 
+import json
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -46,6 +48,11 @@ def show_table(
     if rows:
         cells = [[str(cell) for cell in row] for row in rows]
         show(lay_out(cells, range(len(heading)), heading), console)
+
+
+def say_json(content: Any) -> None:
+    """Print what other programs are to read."""
+    typer.echo(json.dumps(content, indent=2))
 
 
 def some(names: Sequence[str]) -> str:

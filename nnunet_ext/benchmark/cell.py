@@ -124,6 +124,10 @@ class _Work:
             weights = self._model_of(first) / self.fold.name / FINAL
             command += ["-pretrained_weights", str(weights)]
         self._call(command)
+        if not (self.fold / FINAL).exists():
+            raise UserError(
+                "The training was stopped by a file; the same benchmark command goes on with it."
+            )
 
     def _model_of(self, arm: str) -> Path:
         other = Cell(arm, self.cell.configuration, self.cell.seed, self.cell.fold)

@@ -1,7 +1,7 @@
 """The sub-commands of ``nnunet-ext``, put together."""
 
 from importlib import import_module
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, NamedTuple, cast
 
 import typer
 from typer.core import TyperGroup
@@ -31,6 +31,14 @@ CONTEXTS = {"run": {"allow_interspersed_args": False, "ignore_unknown_options": 
 """Everything behind the command that ``run`` runs belongs to that, --help included."""
 
 
+class Completion(NamedTuple):
+    """What a shell may be offered for a word that is begun, as click and typer read it."""
+
+    value: str
+    help: str
+    type: str = "plain"
+
+
 class Commands(TyperGroup):
     """Imports only the command that is asked for, since some need a second for that."""
 
@@ -50,6 +58,11 @@ class Commands(TyperGroup):
             found.command(cmd_name, context_settings=CONTEXTS.get(cmd_name))(function)
         return get_command(found)
 
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        """Offer the commands that begin so, importing none; else options."""
+        begun = [Completion(*each) for each in COMMANDS.items() if each[0].startswith(incomplete)]
+        return begun or super().shell_complete(ctx, incomplete)
+
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write the names with what they are for."""
         with formatter.section("Commands"):
@@ -59,7 +72,6 @@ class Commands(TyperGroup):
 app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
     # plain help keeps the line breaks of the examples, in terminals and in pipes
     rich_markup_mode=None,
     # a bug shows Python's own traceback, which can be pasted into an issue

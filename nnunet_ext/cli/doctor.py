@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.text import Text
 
 from nnunet_ext import registry
-from nnunet_ext._common.console import lay_out, say, show
+from nnunet_ext._common.console import lay_out, say, say_json, show
 from nnunet_ext.cli import checks
+from nnunet_ext.cli.options import AsJson
 
 PROBE_SECONDS = 300
 """Patience with the fresh interpreter; importing torch from a network disk takes a while."""
@@ -22,7 +23,7 @@ PROBE_SECONDS = 300
 STYLES = {"ok": "green", "warning": "yellow", "PROBLEM": "bold red"}
 
 
-def command() -> None:
+def command(as_json: AsJson = False) -> None:
     """Check versions, folders, devices and whether nnU-Net's commands find our trainers.
 
     Exit code 1 means that something here keeps training from working.
@@ -32,14 +33,24 @@ def command() -> None:
       nnunet-ext doctor
     """
     probe = _start_probe()  # works on while the other checks run
-    levels = _show("Versions", checks.check_versions())
-    levels += _show("Folders", checks.check_folders(os.environ))
-    with Console().status("Asking nnU-Net for our trainers in a fresh interpreter ..."):
+    sections = {
+        "Versions": [*checks.check_versions()],
+        "Folders": [*checks.check_folders(os.environ)],
+    }
+    # on stderr, so that what is read by programs stays alone
+    with Console(stderr=True).status("Asking nnU-Net for our trainers in a fresh interpreter ..."):
         facts = _finish_probe(probe)
-    levels += _show("Devices", checks.check_devices(facts, os.environ))
-    levels += _show("Discovery", checks.check_discovery(facts, os.environ))
+    sections["Devices"] = [*checks.check_devices(facts, os.environ)]
+    sections["Discovery"] = [*checks.check_discovery(facts, os.environ)]
+    levels = [finding.level for findings in sections.values() for finding in findings]
     problems, warnings = levels.count("PROBLEM"), levels.count("warning")
-    say(f"\nProblems: {problems}, warnings: {warnings}.")
+    if as_json:
+        found = {title: [*map(asdict, findings)] for title, findings in sections.items()}
+        say_json({"problems": problems, "warnings": warnings, "sections": found})
+    else:
+        for title, findings in sections.items():
+            _show(title, findings)
+        say(f"\nProblems: {problems}, warnings: {warnings}.")
     if problems:
         raise typer.Exit(1)
 
@@ -70,15 +81,12 @@ def _finish_probe(probe: "subprocess.Popen[str]") -> dict[str, Any]:
     return facts
 
 
-def _show(title: str, findings: Iterable[checks.Finding]) -> list[str]:
-    """Print findings; return their levels."""
-    rows, levels = [], list[str]()
+def _show(title: str, findings: list[checks.Finding]) -> None:
+    rows = []
     for finding in findings:
         detail = Text(finding.detail)
         if finding.cure:
             detail.append(f"\n-> {finding.cure}", style="bold")
         rows.append((Text(finding.level, style=STYLES[finding.level]), finding.subject, detail))
-        levels.append(finding.level)
     say(f"\n{title}", "bold underline")
     show(lay_out(rows, {2}))
-    return levels

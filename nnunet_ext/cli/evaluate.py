@@ -6,9 +6,9 @@ from typing import Annotated, Any
 from nnunetv2 import configuration
 from typer import Argument, Option
 
-from nnunet_ext._common.console import say, show_table, some
+from nnunet_ext._common.console import say, say_json, show_table, some
 from nnunet_ext._common.files import write_csv, write_json
-from nnunet_ext.cli.options import Labels, LabelsOf, Out, Processes, SubjectPattern
+from nnunet_ext.cli.options import AsJson, Labels, LabelsOf, Out, Processes, SubjectPattern
 from nnunet_ext.evaluation import scoring
 from nnunet_ext.evaluation.metrics import METRICS
 
@@ -46,6 +46,7 @@ def command(
     lesions: Lesions = False,
     processes: Processes = None,
     out: Out = None,
+    as_json: AsJson = False,
 ) -> None:
     """Score predictions against labels, by label, domain and subject.
 
@@ -69,8 +70,16 @@ def command(
     folder = out or predictions
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(scores, folder / "evaluation.csv")
-    write_json(folder / "evaluation.json", summary | {"intervals": ABOUT_INTERVALS})
-    _show(summary)
+    written = summary | {"intervals": ABOUT_INTERVALS}
+    write_json(folder / "evaluation.json", written)
+    if as_json:
+        say_json(written)
+    else:
+        _show(summary)
+        _say_more(summary, folder)
+
+
+def _say_more(summary: dict[str, Any], folder: Path) -> None:
     for key, what in LEFT.items():
         if names := summary[key]:
             say(f"{len(names)} {what}: {some(names)}", "yellow")

@@ -3,16 +3,17 @@
 import inspect
 from collections.abc import Iterable
 from importlib.metadata import EntryPoint
-from typing import Annotated
+from typing import Annotated, Any
 
 from rich.table import Table
 from rich.text import Text
 from typer import Argument
 
 from nnunet_ext import registry, settings
-from nnunet_ext._common.console import lay_out, say, show
+from nnunet_ext._common.console import lay_out, say, say_json, show
 from nnunet_ext._common.errors import UserError
 from nnunet_ext._common.near import did_you_mean
+from nnunet_ext.cli.options import AsJson
 from nnunet_ext.cli.settings_table import settings_of, settings_table
 from nnunet_ext.nnunet.lookup import occurs_in_nnunet
 from nnunet_ext.registry import OURS, TRAINERS, Entry, Kind, Planner, Trainer, others
@@ -23,7 +24,7 @@ Name = Annotated[
 ]
 
 
-def command(name: Name = None) -> None:
+def command(name: Name = None, as_json: AsJson = False) -> None:
     """List trainers, planners and settings, or show one of them with its commands.
 
     \b
@@ -32,22 +33,38 @@ def command(name: Name = None) -> None:
       nnunet-ext list CateNormTrainer
     """
     if name is None:
-        _show_all()
+        listed = _listed()
+        if as_json:
+            found = {kind: [*map(_facts, entries)] for kind, entries in listed.items()}
+            training = [each._asdict() for each in settings_of(settings.TrainingSettings)]
+            say_json({**found, "training_settings": training})
+        else:
+            _show_all(listed)
     elif entry := _find("trainers", name) or _find("planners", name):
-        labels = {"for": "purpose", "cost": "cost", "paper": "paper", "": "link"}
-        facts = [(label, str(getattr(entry, what, ""))) for label, what in labels.items()]
-        say(name, "bold")
-        show(lay_out([fact for fact in facts if fact[1]], {1}))
-        if isinstance(entry, Trainer):
-            _show_trainer(name, entry)
-        elif isinstance(entry, Planner):
-            _show_planner(entry)
+        if as_json:
+            say_json(_facts(entry) | {"name": name, "commands": _commands(name, entry)})
+        else:
+            _show_one(name, entry)
     else:
         known = [name for kind in OURS for name in {**OURS[kind], **others(kind)}]
         raise UserError(
             f'There is no trainer or planner "{name}".{did_you_mean(name, known)} '
             f"There are: {', '.join(known)}."
         )
+
+
+def _facts(entry: Entry) -> dict[str, Any]:
+    """What an entry says, for other programs."""
+    told = ("name", "purpose", "cost", "paper", "link", "plans")
+    facts: dict[str, Any] = {
+        what: str(getattr(entry, what)) for what in told if hasattr(entry, what)
+    }
+    if isinstance(entry, Trainer):
+        facts["settings"] = {
+            method: [each._asdict() for each in settings_of(settings_class)]
+            for method, settings_class in entry.settings_classes.items()
+        }
+    return facts
 
 
 def _find(kind: Kind, name: str) -> Entry | None:
@@ -84,11 +101,14 @@ def _describe(kind: Kind, point: EntryPoint) -> Entry:
     return Planner(name, package, purpose, cost, plans)
 
 
-def _show_all() -> None:
-    listed: dict[Kind, list[Entry]] = {
+def _listed() -> dict[Kind, list[Entry]]:
+    return {
         kind: [*OURS[kind].values(), *(_describe(kind, each) for each in others(kind).values())]
         for kind in OURS
     }
+
+
+def _show_all(listed: dict[Kind, list[Entry]]) -> None:
     _heading("Trainers", "nnUNetv2_train ... -tr NAME")
     show(_overview(listed["trainers"]))
     _heading("Planners", "nnUNetv2_plan_and_preprocess ... -pl NAME")
@@ -102,12 +122,39 @@ def _show_all() -> None:
     say("More on one of them, with commands: nnunet-ext list NAME")
 
 
-def _show_trainer(name: str, trainer: Trainer) -> None:
-    _show_method_settings(trainer.settings_classes)
-    _show_training_settings()
+def _show_one(name: str, entry: Entry) -> None:
+    labels = {"for": "purpose", "cost": "cost", "paper": "paper", "": "link"}
+    facts = [(label, str(getattr(entry, what, ""))) for label, what in labels.items()]
+    say(name, "bold")
+    show(lay_out([fact for fact in facts if fact[1]], {1}))
+    if isinstance(entry, Trainer):
+        _show_method_settings(entry.settings_classes)
+        _show_training_settings()
+    commands = _commands(name, entry)
+    if commands:
+        _heading("Commands")
+    for purpose, line in commands.items():
+        say(f"# {purpose}", "dim")
+        say(line)
+
+
+def _commands(name: str, entry: Entry) -> dict[str, str]:
+    """What it is for -> command."""
+    if isinstance(entry, Planner):
+        trainer = next((n for n, each in TRAINERS.items() if entry in each.planners), "TRAINER")
+        return {
+            f"Plan and preprocess; the plans are called {entry.plans}": (
+                f"nnUNetv2_plan_and_preprocess -d DATASET -pl {entry.name}"
+            ),
+            "Train with these plans": (
+                f"nnUNetv2_train DATASET 3d_fullres FOLD -tr {trainer} -p {entry.plans}"
+            ),
+        }
+    if not isinstance(entry, Trainer):
+        return {}
     option, commands = "", {}
-    if trainer.planners:
-        planner, *_ = trainer.planners
+    if entry.planners:
+        planner, *_ = entry.planners
         option = f" -p {planner.plans}"
         commands["Plan and preprocess (without -pl here and -p below: nnU-Net's own plans)"] = (
             f"nnUNetv2_plan_and_preprocess -d DATASET -pl {planner.name}"
@@ -118,17 +165,9 @@ def _show_trainer(name: str, trainer: Trainer) -> None:
     )
     commands["Train with other settings, under a name of your choice"] = (
         f"nnunet-ext configure DATASET{option} -c 3d_fullres --name 3d_fullres_mine"
-        f" --set {_example_setting(trainer.settings_classes)}"
+        f" --set {_example_setting(entry.settings_classes)}"
     )
-    _show_commands(commands)
-
-
-def _show_planner(planner: Planner) -> None:
-    trainer = next((name for name, each in TRAINERS.items() if planner in each.planners), "TRAINER")
-    plan = f"nnUNetv2_plan_and_preprocess -d DATASET -pl {planner.name}"
-    train = f"nnUNetv2_train DATASET 3d_fullres FOLD -tr {trainer} -p {planner.plans}"
-    called = f"Plan and preprocess; the plans are called {planner.plans}"
-    _show_commands({called: plan, "Train with these plans": train})
+    return commands
 
 
 def _example_setting(methods: dict[str, type]) -> str:
@@ -161,13 +200,6 @@ def _show_method_settings(methods: dict[str, type]) -> None:
     for method, settings_class in methods.items():
         _heading(f"Settings of {method}")
         show(settings_table(settings_of(settings_class), f"{method}."))
-
-
-def _show_commands(commands: dict[str, str]) -> None:
-    _heading("Commands")
-    for purpose, line in commands.items():
-        say(f"# {purpose}", "dim")
-        say(line)
 
 
 def _heading(title: str, hint: str = "") -> None:

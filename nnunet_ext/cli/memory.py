@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
 from typer import Argument, Option
 
-from nnunet_ext._common.console import say, show_table
+from nnunet_ext._common.console import say, say_json, show_table
 from nnunet_ext._common.files import read_object
-from nnunet_ext.cli.options import Plans
+from nnunet_ext.cli.options import AsJson, Plans
 from nnunet_ext.nnunet import discovery
 from nnunet_ext.nnunet.datasets import DATASET_JSON
 from nnunet_ext.nnunet.plans import PlansFile, open_plans
@@ -36,7 +34,7 @@ def command(
     plans: Plans = "nnUNetPlans",
     trainer: Trainer = "nnUNetTrainer",
     gpu: Gpu = None,
-    as_json: Annotated[bool, Option("--json", help="Print JSON instead of a table.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Tell how much memory training and prediction take, without data and without a GPU.
 
@@ -60,7 +58,7 @@ def command(
     found = recursive_find_trainer_class_by_name(trainer)
     report = _report(Training(found, file.content, configuration, described), trainer, gpu)
     if as_json:
-        typer.echo(json.dumps(report, indent=2))
+        say_json(report)
     else:
         _show(report)
 

@@ -18,6 +18,7 @@ SubjectPattern = Annotated[
     str | None, Option(metavar="REGEX", help="Its only group names the patient of a case.")
 ]
 Processes = Annotated[int | None, Option(min=1, help="Default: nnU-Net's nnUNet_def_n_proc.")]
+AsJson = Annotated[bool, Option("--json", help="Print JSON instead of tables.")]
 Out = Annotated[Path | None, Option("-o", "--out", metavar="FOLDER", help="Where it goes.")]
 Images = Annotated[bool, Option(help="Show cases; leave out for data that must not be spread.")]
 Overwrite = Annotated[

@@ -103,7 +103,7 @@ def _step_a(trainer: Any) -> dict[str, Peak]:
     if not isinstance(trainer, MindTheGapTrainer):
         return {}
     settings = trainer.settings.of(MindTheGapSettings)
-    if settings.translator_iterations == 0:
+    if settings.translator == "none":
         return {}
     with simulated() as follower, TemporaryDirectory() as folder:
         median = trainer.plans_manager.original_median_shape_after_transp

@@ -1,8 +1,8 @@
 """What every recipe shares: one optimisation step, and the networks and optimisers that take it.
 
 The rest of it stands beside: settings and network (:mod:`~nnunet_ext.trainers.configured`),
-augmentation, phases, domains, records (:mod:`~nnunet_ext.trainers.history`) and checkpoints
-(:mod:`~nnunet_ext.trainers.resuming`).
+augmentation, phases, domains, records (:mod:`~nnunet_ext.trainers.history`), checkpoints
+(:mod:`~nnunet_ext.trainers.resuming`) and an early end (:mod:`~nnunet_ext.trainers.stopping`).
 """
 
 import copy
@@ -52,12 +52,14 @@ from nnunet_ext.trainers.optimisation import (
 from nnunet_ext.trainers.phases import PhasedPolyLR, PhasedTrainer
 from nnunet_ext.trainers.resuming import ResumableTrainer
 from nnunet_ext.trainers.seeding import seed_everything, without_clock
+from nnunet_ext.trainers.stopping import StoppableTrainer
 
 MOST_SKIPPED = 10
 """So many batches in a row whose loss is not finite stop a training in mixed precision."""
 
 
 class ExtensionTrainer(
+    StoppableTrainer,
     ConfiguredTrainer,
     AugmentedTrainer,
     PhasedTrainer,

@@ -12,9 +12,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from batchgenerators.dataloading.nondet_multi_threaded_augmenter import (
-    NonDetMultiThreadedAugmenter,
-)
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
@@ -37,6 +34,7 @@ from nnunet_ext.trainers.distributed import first_rank_first, unwrap
 from nnunet_ext.trainers.mind_the_gap_teacher import Teacher
 from nnunet_ext.trainers.optimisation import Losses, Update
 from nnunet_ext.trainers.phases import Phase
+from nnunet_ext.trainers.stopping import finish
 from nnunet_ext.translation.cases import translated_cases
 
 CRITIC_BETAS = (0.9, 0.99)
@@ -155,7 +153,7 @@ class MindTheGapTrainer(ExtensionTrainer):
         if self.aligns or self.teaches_itself:
             with replaced(self, _loads_unlabelled=True, oversample_foreground_percent=0.0):
                 self._unlabelled, unused = super().get_dataloaders()
-            _finish(unused)
+            finish(unused)
         return loaders
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
@@ -216,7 +214,11 @@ class MindTheGapTrainer(ExtensionTrainer):
     def on_train_end(self) -> None:
         """Stop the loader of unlabelled images, too."""
         super().on_train_end()
-        _finish(self._unlabelled)
+        finish(self._unlabelled)
+
+    def loaders(self) -> list[Any]:
+        """The loader of unlabelled images, too."""
+        return [*super().loaders(), self._unlabelled]
 
     # ------------------------------------------------------------------------------------ Step B
 
@@ -340,8 +342,3 @@ class MindTheGapTrainer(ExtensionTrainer):
 
 def _finest(logits: Logits) -> Tensor:
     return logits if isinstance(logits, Tensor) else logits[0]
-
-
-def _finish(loader: Any) -> None:
-    if isinstance(loader, NonDetMultiThreadedAugmenter):
-        loader._finish()

@@ -38,6 +38,7 @@ class FakeNnunet:
         self.calls: list[list[str]] = []
         self.environment: Mapping[str, str] = {}
         self.raise_in: dict[str, BaseException] = {}
+        self.stops = False
 
     def __call__(
         self,
@@ -65,6 +66,9 @@ class FakeNnunet:
         if "train" in self.raise_in:
             (folder / "checkpoint_latest.pth").touch()
             raise self.raise_in["train"]
+        if self.stops:
+            (folder / "checkpoint_latest.pth").touch()
+            return
         if "--val" not in command:
             checkpoint = {
                 "network_weights": {},
@@ -124,6 +128,18 @@ def test_a_finished_training_leaves_state_curves_and_usage(
     assert curves[0] == "epoch,train_loss,val_loss,pseudo_dice,seconds"
     assert curves[2] == "1,0.5,0.6,0.7,3.0"
     assert nnunet.environment["nnUNet_results"] == str(layout.results)
+
+
+def test_a_training_that_was_stopped_goes_on_when_asked_again(
+    make_layout: Callable[..., Layout], nnunet: FakeNnunet
+) -> None:
+    layout = make_layout()
+    nnunet.stops = True
+    assert run(layout, STOCK) == "failed"
+    assert "goes on" in layout.state(STOCK).reason
+    nnunet.stops = False
+    assert run(layout, STOCK) == "done"
+    assert nnunet.trained_with[-1] == "--c"
 
 
 def test_what_is_done_is_not_done_again(

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -96,6 +97,24 @@ def test_data_sets_are_joined_assigned_and_configured_without_torch(
     settings = ("--set", "catenorm.reduction=4", "--set", "num_epochs=2")
     assert loaded_by("configure", "13", "-c", "2d", "--name", "mine", *settings) == set()
     assert loaded_by("configure", "13", "-c", "mine", "--show") == set()
+
+
+@pytest.mark.parametrize(
+    ("begun", "offered"), [("", list(COMMANDS)), ("ev", ["evaluate"]), ("--v", ["--version"])]
+)
+def test_shells_are_offered_the_commands_without_importing_them(
+    begun: str, offered: list[str]
+) -> None:
+    asked = {"_NNUNET_EXT_COMPLETE": "complete_bash", "COMP_WORDS": f"nnunet-ext {begun}"}
+    done = subprocess.run(
+        [sys.executable, "-c", LIGHT],
+        env=os.environ | asked | {"COMP_CWORD": "1"},
+        capture_output=True,
+        text=True,
+    )
+    *found, loaded = done.stdout.splitlines()
+    assert set(offered) <= set(found), done.stderr
+    assert loaded == "LOADED"
 
 
 def test_module_runs_as_the_command_does() -> None:

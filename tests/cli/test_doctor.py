@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -73,6 +74,23 @@ def test_healthy_installation_exits_with_0(cli: Callable[..., Any]) -> None:
     assert "PROBLEM" not in outcome.out
     assert "Problems: 0, " in outcome.out
     assert all(name in outcome.out for name in CLASSES)
+
+
+@pytest.mark.usefixtures("fine")
+def test_other_programs_get_every_finding_and_the_same_exit_code(
+    cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("nnUNet_results")
+    outcome = cli("doctor", "--json")
+    assert outcome.code == 1
+    found = json.loads(outcome.out)
+    (problem,) = [
+        each for part in found["sections"].values() for each in part if each["level"] == "PROBLEM"
+    ]
+    assert problem["subject"] == "nnUNet_results"
+    assert problem["cure"]
+    assert found["problems"] == 1
+    assert {each["subject"] for each in found["sections"]["Discovery"]} >= CLASSES.keys()
 
 
 def test_torch_is_left_to_the_fresh_interpreter() -> None:

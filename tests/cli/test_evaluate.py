@@ -78,6 +78,14 @@ def test_perfect_predictions_score_one_and_cases_without_label_are_named(
     assert "1 without a label, not scored: c" in lines
     assert any("Only 2 cases" in line for line in lines)
     assert f"Wrote {predicted / 'evaluation.csv'}" in lines
+
+
+def test_other_programs_get_what_is_written_and_nothing_else(cli: Cli, predicted: Path) -> None:
+    outcome = cli("evaluate", str(predicted), "--json")
+    assert outcome.code == 0, outcome.err
+    found = json.loads(outcome.out)
+    assert found == json.loads((predicted / "evaluation.json").read_text())
+    assert found["labels"]["liver"]["dice"]["mean"] == 1
     scores = scores_of(predicted)
     assert set(scores["case"]) == {"a", "b"}
     assert (scores[["dice", "nsd"]] == 1).all(axis=None)

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -66,6 +67,21 @@ def test_name_of_nothing_is_refused_with_what_there_is(cli: Callable[..., Any], 
     assert outcome.out == ""
     assert f'no trainer or planner "{name}"' in outcome.err
     assert "CateNormTrainer" in outcome.err
+
+
+def test_other_programs_get_the_same_as_json(cli: Callable[..., Any]) -> None:
+    found = json.loads(cli("list", "--json").out)
+    assert [each["name"] for each in found["trainers"]] == list(TRAINERS)
+    assert {each["name"]: each["plans"] for each in found["planners"]} == {
+        name: planner.plans for name, planner in PLANNERS.items()
+    }
+    names = [field.name for field in dataclasses.fields(TrainingSettings)]
+    assert [each["name"] for each in found["training_settings"]] == names
+    one = json.loads(cli("list", "CateNormTrainer_5epochs", "--json").out)
+    assert one["name"] == "CateNormTrainer_5epochs"
+    assert one["link"] == TRAINERS["CateNormTrainer"].link
+    assert "reduction" in [each["name"] for each in one["settings"]["catenorm"]]
+    assert " -tr CateNormTrainer_5epochs -p CateNormPlans" in one["commands"]["Train"]
 
 
 # ---------------------------------------------------------------------------------- other packages

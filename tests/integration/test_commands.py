@@ -36,6 +36,7 @@ CONFIGURATIONS = {
     "3d_quick": {"inherits_from": "3d_fullres", "nnunet_ext": QUICK},
     "2d_quick": {"inherits_from": "2d", "nnunet_ext": QUICK | {"num_epochs": 9}},
     "2d_long": {"inherits_from": "2d", "nnunet_ext": QUICK | {"num_epochs": 5, "save_every": 2}},
+    "2d_stopped": {"inherits_from": "2d", "nnunet_ext": QUICK | {"num_epochs": 3}},
     "2d_wrong": {"inherits_from": "2d", "nnunet_ext": {"catenorm": {"reductoin": 2}}},
 }
 TIMEOUT = 300
@@ -266,6 +267,20 @@ def test_a_killed_training_continues_from_its_last_checkpoint(site: Site, killed
     assert epochs[0] == str(completed)
     assert [row["epoch"] for row in rows(killed)] == ["0", "1", "2", "3", "4"]
     assert (killed / "checkpoint_final.pth").exists()
+
+
+def test_a_file_ends_a_training_as_a_success_and_it_goes_on_later(site: Site) -> None:
+    fold = site.model("2d_stopped") / "fold_0"
+    fold.mkdir(parents=True)
+    (fold / "stop").touch()
+    output = site.train("2d_stopped")  # which asks for exit code 0
+    assert "Stopped after 1 of 3 epochs" in output.strip().splitlines()[-1]
+    assert not {"stop", "checkpoint_final.pth", "validation"} & names(fold)
+    assert torch.load(fold / "checkpoint_latest.pth", weights_only=False)["current_epoch"] == 1
+    assert [row["epoch"] for row in rows(fold)] == ["0"]
+    site.train("2d_stopped", "--c")
+    assert [row["epoch"] for row in rows(fold)] == ["0", "1", "2"]
+    assert {"checkpoint_final.pth", "validation"} <= names(fold)
 
 
 # ---------------------------------------------------------------------------- using the model

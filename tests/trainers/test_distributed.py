@@ -187,6 +187,30 @@ def test_auxiliary_networks_learn_alike_on_all_ranks(make_world: MakeWorld, tmp_
     assert first["wrappers"] == [(False, False)] * 2
 
 
+def _stops(rank: int, join: Callable[[], None], world: World, asked: int) -> tuple[Any, ...]:
+    trainer = _trainer(rank, join, world)
+    folder = Path(trainer.output_folder)
+    if rank != asked:
+        folder = folder.with_name(f"seen_by_{rank}")  # as on a network disk that is late
+        trainer.output_folder = str(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if rank == asked:
+        (folder / "stop").touch()
+    code: Any = "trained to its end"
+    try:
+        trainer.run_training()
+    except SystemExit as leaving:
+        code = leaving.code
+    return code, trainer.current_epoch, sorted(path.name for path in folder.iterdir())
+
+
+def test_first_process_decides_whether_all_stop(make_world: MakeWorld, tmp_path: Path) -> None:
+    (code, epoch, files), second = run(_stops, tmp_path, make_world(dim=2), 0)
+    assert (code, epoch) == second[:2] == (0, 1)
+    assert "checkpoint_latest.pth" in files
+    assert "stop" not in files
+
+
 def _unequal_tiles(rank: int, join: Callable[[], None], world: World) -> int:
     trainer = _trainer(rank, join, world, "MindTheGapTrainer")
     trainer.initialize()
