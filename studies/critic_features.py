@@ -69,13 +69,13 @@ def features_of(network: Any, stage: int, *, after: bool) -> Callable[[Tensor], 
     *_, last = (
         m for m in network.encoder.stages[stage].modules() if isinstance(m, torch.nn.Conv2d)
     )
-    seen: list[Tensor] = []
-    last.register_forward_hook(lambda *call: seen.append(call[-1]))
 
     @torch.no_grad()
     def ask(images: Tensor) -> Tensor:
-        seen.clear()
+        seen: list[Tensor] = []
+        hook = last.register_forward_hook(lambda *call: seen.append(call[-1].clone()))
         answer: Tensor = network.encoder(images)[stage]
+        hook.remove()
         return answer if after else seen[-1]
 
     return ask

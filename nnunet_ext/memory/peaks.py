@@ -37,7 +37,7 @@ def simulate(
             trainer.runs_batches_apart = trainer.has_batch_statistics
         follower.watch(p for network in networks_of(trainer) for p in network.parameters())
         if not steps_only:
-            peaks |= _step_a(trainer)
+            peaks |= _step_a(trainer, on_gpu)
         with follower.counting_as(IMAGES):
             batch = random_batch(trainer)
         with torch.autocast("cpu", torch.bfloat16, enabled=on_gpu):
@@ -94,8 +94,8 @@ class _Noise:
         return self.voxels, None, None, {}
 
 
-def _step_a(trainer: Any) -> dict[str, Peak]:
-    """The step of Mind the Gap's translator, which trains before all else, in float32."""
+def _step_a(trainer: Any, on_gpu: bool) -> dict[str, Peak]:
+    """The step of Mind the Gap's translator, which trains before all else."""
     from nnunet_ext.settings.mind_the_gap import MindTheGapSettings
     from nnunet_ext.trainers.mind_the_gap import MindTheGapTrainer
     from nnunet_ext.translation.training import TranslatorTraining
@@ -121,4 +121,5 @@ def _step_a(trainer: Any) -> dict[str, Peak]:
             )
             for pool in step_a.pools:
                 pool.images = [images[0].clone() for _ in range(pool.size)]
-        return {STEP_A: follower.peak_of(lambda: step_a.step(images))}
+        with torch.autocast("cpu", torch.bfloat16, enabled=on_gpu):
+            return {STEP_A: follower.peak_of(lambda: step_a.step(images))}
