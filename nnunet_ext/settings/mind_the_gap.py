@@ -75,7 +75,7 @@ class MindTheGapSettings(TranslatorSettings):
     ] = 0.02
     critic_lr: Annotated[
         float, Field(gt=0, allow_inf_nan=False, description="learning rate of the critics' Adam")
-    ] = 1e-3
+    ] = 1e-4
     mask_stride: Annotated[
         int | None,
         Field(

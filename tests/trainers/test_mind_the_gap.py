@@ -297,7 +297,7 @@ def test_the_critics_rate_falls_as_nnunets(make_world: MakeWorld) -> None:
     for trainer.current_epoch in (0, 1):
         trainer.on_train_epoch_start()
         rates.append(optimizer.param_groups[0]["lr"])
-    assert rates == [pytest.approx(1e-3), pytest.approx(1e-3 * 0.5**0.9)]
+    assert rates == [pytest.approx(1e-4), pytest.approx(1e-4 * 0.5**0.9)]
 
 
 def test_mixed_precision_keeps_critics_in_full(
