@@ -38,7 +38,7 @@ class CheckedTrainer(nnUNetTrainer):
 
     def _sums(self) -> dict[str, float]:
         parameters = dict(unwrap(self.network).named_parameters())
-        sums = torch.stack([p.detach().sum(dtype=torch.float64) for p in parameters.values()])
+        sums = torch.stack([p.detach().float().sum() for p in parameters.values()])
         return dict(zip(parameters, sums.tolist(), strict=True))
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
