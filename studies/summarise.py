@@ -15,7 +15,7 @@ import pandas as pd
 
 from nnunet_ext.benchmark.analysis import Analysis
 from nnunet_ext.benchmark.report import write_report
-from nnunet_ext.benchmark.results import Results, read
+from nnunet_ext.benchmark.results import TEST, Results, read
 
 RESULTS = Path(__file__).parent / "records"
 EXPERIMENTS_PAGE = Path(__file__).parents[1] / "docs" / "experiments.md"
@@ -129,25 +129,33 @@ def methods() -> str:
     header = ["trainer", "measured on", "gain over stock", "over DA5", "step", "memory"]
     rows = []
     for each in SHOWN:
-        (results,) = read(RESULTS / each.record)
-        gains = [_gain(results, each.arm, beside) for beside in (each.stock, each.strong)]
+        gains = _gains(each)
         costs = [_range(each.cost, what) for what in ("train", "peak", "predict")]
         rows.append([f"`{each.trainer}`", f"{each.where} (`{each.record}`)", *gains, *costs])
     return f"{METHODS}\n{table([*header, 'prediction'], rows)}\n"
 
 
-def _gain(results: Results, arm: str, beside: str) -> str:
-    """Difference in points of Dice where domains are unseen, or of all cases."""
-    if not beside:
-        return "-"
-    analysis = Analysis(replace(results, baseline=beside))
+def _gains(shown: Shown) -> list[str]:
+    """Differences in points of Dice to stock and DA5, on test cases or domains that are unseen."""
+    (results,) = read(RESULTS / shown.record)
+    analysis = Analysis(replace(results, baseline=shown.arm))
     (configuration,) = results.configurations()
-    evaluation = results.evaluations(configuration)[0]
+    evaluations = results.evaluations(configuration)
+    evaluation = TEST if TEST in evaluations else evaluations[0]
     one = results.of(configuration, evaluation)["seen"].nunique() < 2
     rows = analysis.rows(configuration, evaluation, "all" if one else "seen")
-    rows = rows[(rows["arm"] == arm) & (rows["metric"] == "dice")]
-    row = (rows if one else rows[rows["name"].str.contains("unseen")]).iloc[0]
-    found = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * row[["difference", "low", "high"]]))
+    rows = rows[rows["metric"] == "dice"]
+    if not one:
+        rows = rows[rows["name"].str.contains("unseen")]
+    of_arm = rows.set_index("arm")
+    return [_gain(of_arm.loc[arm]) if arm else "-" for arm in (shown.stock, shown.strong)]
+
+
+def _gain(row: pd.Series) -> str:
+    # of the other arm to the method's; turned around, without -0.0
+    found = "{:+.1f} [{:+.1f}, {:+.1f}]".format(
+        *(0.0 - 100 * row[key] for key in ("difference", "high", "low"))
+    )
     return f"**{found}**" if row["verdict"] in TURNED else found
 
 
