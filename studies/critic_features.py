@@ -153,19 +153,13 @@ def main() -> None:
     )
     strides = np.prod(np.array(network.encoder.strides), axis=0)
     divisor = int(strides.max())
-    rows = []
+    rows = {}
     for stage, after, rate in product(arguments.stages, (True, False), arguments.rates):
         ask = features_of(network, stage, after=after)
         critic = trained(ask, [source, target], divisor, rate, arguments.steps)
-        rows.append(
-            {
-                "stage": stage,
-                "features": "after" if after else "before",
-                "critic_lr": rate,
-                "area under the curve": area(ask, critic, test, divisor),
-            }
-        )
-        print(rows[-1], flush=True)
+        which = f"stage {stage}, {'after' if after else 'before'} normalisation, critic_lr {rate}"
+        rows[which] = {"area under the curve": area(ask, critic, test, divisor)}
+        print(which, rows[which], flush=True)
     if arguments.record:
         kept = {key: getattr(arguments, key) for key in ("dataset", "label", "steps")}
         record.save(arguments.record, {"arguments": kept, "critics": rows})

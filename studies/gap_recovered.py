@@ -73,6 +73,8 @@ def recovered(adapted: Path, oracle: Path, cases: str) -> dict[str, dict[str, fl
         tables["oracle"] = next(iter(values(oracle, metric, cases).values()))
         complete = [set(table.dropna().index) for table in tables.values()]
         subjects = sorted(set.intersection(*complete))
+        if not subjects:
+            raise SystemExit(f"{adapted} and {oracle} have no subject in common.")
         arrays = {arm: table.loc[subjects].to_numpy() for arm, table in tables.items()}
         source = next(iter(arrays.values()))
         for arm, array in arrays.items():
