@@ -9,7 +9,7 @@ from tests import contract, tiny
 from tests.tiny import World
 
 MakeWorld = Callable[..., World]
-EPOCHS = {"num_epochs": 2, "seed": 0, "mind_the_gap": {"translator_iterations": 0}}
+EPOCHS = {"num_epochs": 2, "seed": 0, "mind_the_gap": {"translator": "none"}}
 
 
 @pytest.fixture(autouse=True)
