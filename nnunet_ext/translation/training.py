@@ -26,6 +26,7 @@ from nnunet_ext.settings.mind_the_gap import TranslatorSettings
 from nnunet_ext.translation.crops import CropBatches, crop_shape
 from nnunet_ext.translation.intensities import IntensityRange, survey
 from nnunet_ext.translation.pool import HistoryPool
+from nnunet_ext.translation.sheet import draw_sheet
 
 CHECKPOINT = "checkpoint.pth"
 REPORT_EVERY = 500
@@ -161,10 +162,12 @@ class TranslatorTraining:
             self._tell_duration()
             self._choose_start()
         sums: dict[str, Tensor] = {}  # on the device, so that nothing waits for them
-        started, since = time.perf_counter(), self.iteration
-        until = self.settings.translator_iterations
-        to_come = self._loader(range(self.iteration, until))
-        for parts in self._steps(to_come, until, "Step A"):
+        started, since, until = (
+            time.perf_counter(),
+            self.iteration,
+            self.settings.translator_iterations,
+        )
+        for parts in self._steps(self._loader(range(since, until)), until, "Step A"):
             for name, part in parts.items():
                 sums[name] = part + sums.get(name, 0)
             if self.iteration % REPORT_EVERY == 0 or self.is_finished:
@@ -330,10 +333,6 @@ class TranslatorTraining:
     @torch.no_grad()
     def draw(self, file: Path) -> None:
         """Draw translations of the same few crops every time."""
-        from matplotlib.figure import Figure
-
-        from nnunet_ext._common.pictures import draw_slice
-
         # a batch that training never sees
         images = self.batches[self.settings.translator_iterations].to(self.device)
         source, target = (half[:_SHOWN] for half in images.chunk(2))
@@ -347,18 +346,7 @@ class TranslatorTraining:
             "and back": sign * cycle.cycled,
             "unlabelled": target,
         }
-        figure = Figure(figsize=(2 * len(columns), 2 * len(source)), layout="constrained")
-        axes = figure.subplots(len(source), len(columns), squeeze=False)
-        for column, (title, shown) in enumerate(columns.items()):
-            axes[0, column].set_title(title)
-            for row, image in enumerate(shown[:, 0].cpu().numpy()):
-                draw_slice(
-                    axes[row, column], image if image.ndim == 2 else image[len(image) // 2], 1
-                )
-        with replacing(file) as partial:
-            figure.savefig(partial, dpi=100)
-
-    # ------------------------------------------------------------------------------- checkpoint
+        draw_sheet(columns, file)
 
     def _save(self) -> None:
         with replacing(self.folder / CHECKPOINT) as partial:
