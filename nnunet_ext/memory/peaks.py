@@ -36,11 +36,11 @@ def simulate(
         if on_gpu and hasattr(trainer, "runs_batches_apart"):
             trainer.runs_batches_apart = trainer.has_batch_statistics
         follower.watch(p for network in networks_of(trainer) for p in network.parameters())
-        if not steps_only:
-            peaks |= _step_a(trainer, on_gpu)
-        with follower.counting_as(IMAGES):
-            batch = random_batch(trainer)
         with torch.autocast("cpu", torch.bfloat16, enabled=on_gpu):
+            if not steps_only:
+                peaks |= _step_a(trainer)
+            with follower.counting_as(IMAGES):
+                batch = random_batch(trainer)
             for phase, take in steps(trainer, batch, only):
                 peaks[phase] = follower.peak_of(take)
             if not steps_only:
@@ -94,7 +94,7 @@ class _Noise:
         return self.voxels, None, None, {}
 
 
-def _step_a(trainer: Any, on_gpu: bool) -> dict[str, Peak]:
+def _step_a(trainer: Any) -> dict[str, Peak]:
     """The step of Mind the Gap's translator, which trains before all else."""
     from nnunet_ext.settings.mind_the_gap import MindTheGapSettings
     from nnunet_ext.trainers.mind_the_gap import MindTheGapTrainer
@@ -103,7 +103,7 @@ def _step_a(trainer: Any, on_gpu: bool) -> dict[str, Peak]:
     if not isinstance(trainer, MindTheGapTrainer):
         return {}
     settings = trainer.settings.of(MindTheGapSettings)
-    if settings.translator == "none":
+    if not settings.translates:
         return {}
     with simulated() as follower, TemporaryDirectory() as folder:
         median = trainer.plans_manager.original_median_shape_after_transp
@@ -121,5 +121,4 @@ def _step_a(trainer: Any, on_gpu: bool) -> dict[str, Peak]:
             )
             for pool in step_a.pools:
                 pool.images = [images[0].clone() for _ in range(pool.size)]
-        with torch.autocast("cpu", torch.bfloat16, enabled=on_gpu):
-            return {STEP_A: follower.peak_of(lambda: step_a.step(images))}
+        return {STEP_A: follower.peak_of(lambda: step_a.step(images))}

@@ -104,6 +104,7 @@ class MindTheGapSettings(TranslatorSettings):
         ),
     ] = 0.0
 
-    def __post_init__(self) -> None:
-        if self.translator_iterations == 0:
-            raise ValueError('"translator_iterations": 0 is "translator": "none" now')
+    @property
+    def translates(self) -> bool:
+        """Whether there is a Step A; plans of our first edition say so by its length."""
+        return self.translator != "none" and self.translator_iterations > 0

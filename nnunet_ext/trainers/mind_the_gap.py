@@ -182,7 +182,7 @@ class MindTheGapTrainer(ExtensionTrainer):
             for folder in (self.labelled_folder, unlabelled)
         )
         settings = self.settings.of(MindTheGapSettings)
-        if settings.translator == "none":
+        if not settings.translates:
             return
         translated = translated_cases(
             [labelled_cases, self._unlabelled_cases],
@@ -269,33 +269,35 @@ class MindTheGapTrainer(ExtensionTrainer):
             if teaches:
                 parts[SELF_TRAINING] = self._teacher().teach(drawn, _finest(logits))
             if self.aligns:
-                parts |= self._alignment(logits, features)
+                outputs = self._probabilities(logits)
+                parts |= self._alignment(outputs, features)
+        if not self.aligns:
+            yield parts
+            self._teacher().follow(self.network)
+            return
         alike = self._drawn_alike
-        with full_precision(self.device), torch.no_grad():
-            outputs, source_outputs = map(self._probabilities, (logits, source))
+        outputs, source_outputs = outputs.detach(), self._probabilities(source).detach()[:alike]
         features, source_features = features.detach(), source_features.detach()[:alike]
         del source, logits
         yield parts
         if teaches:
             self._teacher().follow(self.network)
-        if not self.aligns:
-            return
         with full_precision(self.device):
             losses = {
                 "feature_critic": critic_loss(
                     low=self._masked.score(source_features), high=self._masked.score(features)
                 ),
                 "output_critic": critic_loss(
-                    low=output_critic(source_outputs[:alike]), high=output_critic(outputs)
+                    low=output_critic(source_outputs), high=output_critic(outputs)
                 ),
             }
         yield Update(losses, self.auxiliary_optimizers["critics"])
 
-    def _alignment(self, logits: Logits, features: Tensor) -> Losses:
+    def _alignment(self, outputs: Tensor, features: Tensor) -> Losses:
         """What makes the critics take target images for source."""
         with full_precision(self.device):
-            outputs = self.auxiliary["output_critic"](self._probabilities(logits))
-            losses = alignment_losses(self._masked.score(features), outputs)
+            scores = self.auxiliary["output_critic"](outputs)
+            losses = alignment_losses(self._masked.score(features), scores)
         weight = self.settings.of(MindTheGapSettings).lambda_adv
         return {f"{name}_alignment": weight * part for name, part in losses.items()}
 
@@ -324,7 +326,7 @@ class MindTheGapTrainer(ExtensionTrainer):
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Predict translated held-out cases, which are never masked."""
         untranslated = Path(self.preprocessed_dataset_folder) == self.labelled_folder
-        if untranslated and self.settings.of(MindTheGapSettings).translator != "none":
+        if untranslated and self.settings.of(MindTheGapSettings).translates:
             self._use_translated_images()  # with --val
         with self._answering_as_source():
             super().perform_actual_validation(save_probabilities)

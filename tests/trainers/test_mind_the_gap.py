@@ -138,8 +138,11 @@ def test_labelled_images_are_read_in_target_looks(make_world: MakeWorld) -> None
     assert trainer.oversample_foreground_percent > 0
 
 
-def test_without_iterations_labelled_images_are_read_as_they_are(make_world: MakeWorld) -> None:
-    trainer = make(make_world(dim=2), translator="none")
+@pytest.mark.parametrize("none", [{"translator": "none"}, {"translator_iterations": 0}])
+def test_without_step_a_labelled_images_are_read_as_they_are(
+    make_world: MakeWorld, none: dict[str, Any]
+) -> None:
+    trainer = make(make_world(dim=2), **none)
     assert Path(trainer.dataloader_train.data_loader._data.source_folder) == trainer.labelled_folder
     assert not list(trainer.labelled_folder.parent.glob("*_translated_*"))
     assert "local_alignment" in trainer.train_step(next(trainer.dataloader_train))["parts"]
