@@ -47,7 +47,12 @@ class Scheme:
         self.axes.text(x, y, text, ha="center", va="center", fontsize=9.5)
         return x, y
 
-    def arrow(self, start: Any, end: Any, text: str = "", dashed: bool = False) -> None:
+    def arrows(self, *pairs: tuple[Any, Any], dashed: bool = False) -> None:
+        """Draw several alike, each from one box to another."""
+        for start, end in pairs:
+            self.arrow(start, end, dashed=dashed)
+
+    def arrow(self, start: Any, end: Any, dashed: bool = False) -> None:
         """Draw an arrow from the border of one box to that of another."""
         (x0, y0), (x1, y1) = start, end
         across = abs(x1 - x0) > 0.5
@@ -56,9 +61,6 @@ class Scheme:
         begin, tip = (x0 + sign * dx, y0 + sign * dy), (x1 - sign * dx, y1 - sign * dy)
         style = {"arrowstyle": "-|>", "color": "#444444", "linestyle": "--" if dashed else "-"}
         self.axes.annotate("", tip, begin, arrowprops=style)
-        if text:
-            x, y = (begin[0] + tip[0]) / 2, (begin[1] + tip[1]) / 2
-            self.axes.text(x + 0.06, y + 0.06, text, fontsize=8, color="#444444")
 
 
 def catenorm() -> Scheme:
@@ -71,10 +73,8 @@ def catenorm() -> Scheme:
     loss_1 = s.box(1, 1, "loss", LOSS, dashed=True)
     loss_2 = s.box(3, 1, "loss", LOSS, dashed=True)
     answer = s.box(4, 0, "answer", DATA)
-    for pair in ((image, first), (first, prior), (prior, second), (second, answer)):
-        s.arrow(*pair)
-    s.arrow(first, loss_1, dashed=True)
-    s.arrow(second, loss_2, dashed=True)
+    s.arrows((image, first), (first, prior), (prior, second), (second, answer))
+    s.arrows((first, loss_1), (second, loss_2), dashed=True)
     s.axes.text(4.2, -1.0, "both passes share their\nconvolutions; no gradient\nthrough the "
                 "probabilities", ha="center", va="center", fontsize=8, color="#444444")  # fmt: skip
     return s
@@ -91,12 +91,9 @@ def condseg() -> Scheme:
     attention = s.box(3, 0, "attention guided\nby both", OURS)
     decoder = s.box(3, 1, "phase 2: decoder\nof three sizes", OURS)
     answer = s.box(4, 1, "answer", DATA)
-    for pair in ((image, encoder), (encoder, parts), (parts, attention), (attention, decoder)):
-        s.arrow(*pair)
+    s.arrows((image, encoder), (encoder, parts), (parts, attention), (attention, decoder))
     s.arrow(decoder, answer)
-    s.arrow(image, strong, dashed=True)
-    s.arrow(strong, agree, dashed=True)
-    s.arrow(encoder, agree, dashed=True)
+    s.arrows((image, strong), (strong, agree), (encoder, agree), dashed=True)
     return s
 
 
@@ -111,14 +108,16 @@ def ram_dsir() -> Scheme:
     agree = s.box(3, 1, "both right,\nand alike", LOSS, dashed=True)
     restored = s.box(4, 1, "if asked for: A\nis restored", LOSS, dashed=True)
     answer = s.box(3, 0, "answer", DATA)
-    s.arrow(image, unet)
-    s.arrow(unet, answer)
-    s.arrow(unet, agree, dashed=True)
-    s.arrow(agree, restored, dashed=True)
-    s.arrow(image, mixed, dashed=True)
-    s.arrow(other, mixed, dashed=True)
-    s.arrow(mixed, again, dashed=True)
-    s.arrow(again, agree, dashed=True)
+    s.arrows((image, unet), (unet, answer))
+    s.arrows(
+        (unet, agree),
+        (agree, restored),
+        (image, mixed),
+        (other, mixed),
+        (mixed, again),
+        (again, agree),
+        dashed=True,
+    )
     return s
 
 
@@ -132,11 +131,9 @@ def mind_the_gap() -> Scheme:
     loss = s.box(3, 0, "right where\nlabelled", LOSS, dashed=True)
     critic = s.box(3, 1, "critics cannot tell\nthem apart", LOSS, dashed=True)
     answer = s.box(4, 0.5, "answer", DATA)
-    s.arrow(labelled, translated, dashed=True)
-    s.arrow(translated, masked, dashed=True)
+    s.arrows((labelled, translated), (translated, masked), dashed=True)
     s.arrow(target, masked)
-    s.arrow(masked, loss, dashed=True)
-    s.arrow(masked, critic, dashed=True)
+    s.arrows((masked, loss), (masked, critic), dashed=True)
     s.arrow(masked, answer)
     return s
 
@@ -153,12 +150,16 @@ def topk_sigma() -> Scheme:
     record = s.box(1, 2, "record of each case:\nsuspects.csv", OURS, dashed=True)
     hard = s.box(3, 1, "patches of the\nhighest rest", OURS, dashed=True)
     loss = s.box(4, 1, "loss", LOSS, dashed=True)
-    s.arrow(image, unet)
-    s.arrow(unet, answer)
-    for pair in ((label, voxels), (unet, voxels), (voxels, trimmed), (trimmed, hard), (hard, loss)):
-        s.arrow(*pair, dashed=True)
-    s.arrow(voxels, record, dashed=True)
-    s.arrow(record, trimmed, dashed=True)
+    s.arrows((image, unet), (unet, answer))
+    s.arrows(
+        (label, voxels),
+        (unet, voxels),
+        (voxels, trimmed),
+        (trimmed, hard),
+        (hard, loss),
+        dashed=True,
+    )
+    s.arrows((voxels, record), (record, trimmed), dashed=True)
     return s
 
 

@@ -21,9 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from numpy.typing import NDArray
-from scipy.stats import mannwhitneyu
 from torch import Tensor
 
 from nnunet_ext._common.errors import UserError
@@ -33,6 +31,7 @@ from nnunet_ext.networks.operations import resize
 from nnunet_ext.nnunet.datasets import RAW, nnunet_folder
 from nnunet_ext.trainers.mind_the_gap import CRITIC_BETAS
 from studies import record
+from studies.local_mask import predictor_of, preprocessed, roc_area
 
 BATCH = 16
 """Slices of either domain in a step."""
@@ -42,25 +41,15 @@ Slices = list[tuple[Tensor, NDArray[np.bool_]]]
 
 def slices(predictor: Any, folder: Path, part: str, label: int) -> Slices:
     """Preprocessed slices of a part of a raw data set, such as "Tr", labelled or not."""
-    ending = predictor.dataset_json["file_ending"]
-    configuration = predictor.configuration_manager
-    preprocessor = configuration.preprocessor_class(verbose=False)
-    found: Slices = []
-    for file in sorted((folder / f"images{part}").glob(f"*_0000{ending}")):
-        case = file.name.removesuffix(f"_0000{ending}")
-        truth = folder / f"labels{part}" / f"{case}{ending}"
-        data, seg, _ = preprocessor.run_case(
-            sorted(map(str, file.parent.glob(f"{case}_*{ending}"))),
-            str(truth) if truth.is_file() else None,
-            predictor.plans_manager,
-            configuration,
-            predictor.dataset_json,
-        )
-        inside = np.zeros(data.shape[1:], bool) if seg is None else seg[0] == label
-        images = torch.from_numpy(data).float().transpose(0, 1)
-        found += list(zip(images, inside, strict=True))
+    images, labels = (folder / f"{kind}{part}" for kind in ("images", "labels"))
+    cases = preprocessed(predictor, images, labels, label)
+    found = [
+        each
+        for data, inside in cases
+        for each in zip(torch.from_numpy(data).float().transpose(0, 1), inside, strict=True)
+    ]
     if not found:
-        raise UserError(f"{folder / f'images{part}'} holds no images.")
+        raise UserError(f"{images} holds no images.")
     return found
 
 
@@ -122,9 +111,7 @@ def area(
         if inside.any() and not inside.all():
             whole = padded([image], divisor)
             scores = resize(critic(ask(whole)), whole.shape[2:])[0, 0].numpy()
-            scores = scores[: inside.shape[0], : inside.shape[1]]
-            within, outside = scores[inside], scores[~inside]
-            areas.append(mannwhitneyu(within, outside).statistic / within.size / outside.size)
+            areas.append(roc_area(scores[: inside.shape[0], : inside.shape[1]], inside))
     return round(float(np.mean(areas)), 3)
 
 
@@ -142,11 +129,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--record", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
-    predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
-    predictor.initialize_from_trained_model_folder(
-        str(arguments.model), (arguments.fold,), "checkpoint_final.pth"
-    )
-    network: Any = predictor.network.eval()
+    predictor = predictor_of(arguments.model, arguments.fold)
+    network = predictor.network
     raw = nnunet_folder(RAW) / arguments.dataset
     source, target, test = (
         slices(predictor, raw, part, arguments.label) for part in ("Tr", "Un", "Ts")

@@ -16,6 +16,7 @@ are never masked.
 """
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,30 +45,52 @@ def gaps(network: Any, image: NDArray[Any], divisors: NDArray[Any]) -> NDArray[A
     return (found[:, 0] if is_2d else found[0, 0]).numpy()
 
 
+def predictor_of(model: Path, fold: str) -> Any:
+    """Take nnU-Net's predictor of a trained model's fold, on the CPU."""
+    predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(str(model), (fold,), "checkpoint_final.pth")
+    predictor.network.eval()
+    return predictor
+
+
+def preprocessed(
+    predictor: Any, images: Path, labels: Path, label: int
+) -> Iterator[tuple[NDArray[Any], NDArray[np.bool_]]]:
+    """Images (C, *S) of a folder as the model sees them, and where (*S) they show a class.
+
+    Nowhere, in cases of which ``labels`` holds none.
+    """
+    configuration, ending = predictor.configuration_manager, predictor.dataset_json["file_ending"]
+    preprocessor = configuration.preprocessor_class(verbose=False)
+    for first in sorted(images.glob(f"*_0000{ending}")):
+        case = first.name.removesuffix(f"_0000{ending}")
+        truth = labels / f"{case}{ending}"
+        data, seg, _ = preprocessor.run_case(
+            sorted(map(str, images.glob(f"{case}_*{ending}"))),
+            str(truth) if truth.is_file() else None,
+            predictor.plans_manager,
+            configuration,
+            predictor.dataset_json,
+        )
+        yield data, np.zeros(data.shape[1:], bool) if seg is None else seg[0] == label
+
+
+def roc_area(values: NDArray[Any], inside: NDArray[np.bool_]) -> float:
+    """Area under the curve of values that are to be higher inside than outside."""
+    within, outside = values[inside], values[~inside]
+    return float(mannwhitneyu(within, outside).statistic / (within.size * outside.size))
+
+
 @torch.no_grad()
 def measure(model: Path, fold: str, images: Path, labels: Path, label: int) -> dict[str, float]:
     """Means of a model over the test cases that have the label."""
-    predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
-    predictor.initialize_from_trained_model_folder(str(model), (fold,), "checkpoint_final.pth")
-    network: Any = predictor.network
-    network.eval()
-    configuration = predictor.configuration_manager
-    ending = predictor.dataset_json["file_ending"]
-    divisors = np.prod(network.encoder.strides, axis=0)
-    preprocessor = configuration.preprocessor_class(verbose=False)
+    predictor = predictor_of(model, fold)
+    divisors = np.prod(predictor.network.encoder.strides, axis=0)
     rows = []
-    for truth in sorted(labels.glob(f"*{ending}")):
-        case = truth.name.removesuffix(ending)
-        files = sorted(map(str, images.glob(f"{case}_*{ending}")))
-        data, seg, _ = preprocessor.run_case(
-            files, str(truth), predictor.plans_manager, configuration, predictor.dataset_json
-        )
-        inside = seg[0] == label
+    for data, inside in preprocessed(predictor, images, labels, label):
         if inside.any():
-            a = gaps(network, data, divisors)
-            within, outside = a[inside], a[~inside]
-            area = mannwhitneyu(within, outside).statistic / (within.size * outside.size)
-            rows.append((within.mean(), outside.mean(), area))
+            a = gaps(predictor.network, data, divisors)
+            rows.append((a[inside].mean(), a[~inside].mean(), roc_area(a, inside)))
     names = ("a within", "a outside", "area under the curve")
     means = zip(names, np.mean(rows, axis=0), strict=True)
     return {name: round(float(value), 3) for name, value in means}

@@ -76,7 +76,7 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "RAM-DSIR, restoration": ("RAMDSIRTrainer", {"ram_dsir": {"restoration": True}}),
     "Mind the Gap, no Step A": (
         "MindTheGapTrainer",
-        {"mind_the_gap": {"translator_iterations": 0}},
+        {"mind_the_gap": {"translator": "none"}},
     ),
     "Extension, strong+gin": ("ExtensionTrainer", {"augmentation": "strong+gin"}),
 }

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -157,6 +158,22 @@ def test_local_mask_says_whether_it_lies_on_what_looks_foreign(
     (figures,) = json.loads(record.read_text())["models"].values()
     assert all(0 <= figures[name] <= 1 for name in ("a within", "a outside"))
     assert 0 <= figures["area under the curve"] <= 1
+
+
+def test_critic_features_measures_every_combination(
+    make_world: Callable[..., tiny.World], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    contract.without_progress_plot(monkeypatch)
+    world = make_world(dim=2)
+    trainer = world.trainer()
+    trainer.run_training()
+    raw, record = world.write_raw(test=True), tmp_path / "record.json"
+    shutil.copytree(raw / "imagesTr", raw / "imagesUn", dirs_exist_ok=True)
+    options = ["--dataset", raw.name, "--label", "2", "--stages", "1", "--steps", "2"]
+    run("critic_features", trainer.output_folder_base, *options, "--record", record)
+    critics = json.loads(record.read_text())["critics"]
+    assert len(critics) == len(set(critics)) == 4  # before and after normalisation, two rates
+    assert all(0 <= figures["area under the curve"] <= 1 for figures in critics.values())
 
 
 @pytest.mark.parametrize(
