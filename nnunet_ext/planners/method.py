@@ -5,9 +5,11 @@ trained. A simulation says how many bytes these are; a method's own step may hol
 """
 
 import copy
+from collections.abc import Sequence
 from math import floor, isclose, prod
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_encoder_unet_planners import (  # noqa: E501
     nnUNetPlannerResEncM,
@@ -40,6 +42,8 @@ SPARE = 0.005
 """Share of the memory that may be missed by, where a batch is not simulated anew."""
 ALIKE = 0.01
 """Factors that differ by less lead to the same plan."""
+FILLED = 0.85
+"""Share of the memory from which a plan is not tried with a larger patch."""
 
 Plan = dict[str, Any]
 
@@ -130,7 +134,31 @@ class MethodPlanner(ExtensionPlanner):
         held_by = {self._held(plan).at(plan["batch_size"]): plan for plan in plans.values()}
         within = [held for held in held_by if held <= target.total]
         # without any, memory is too short for the smallest batch of the smallest patch
-        return held_by[max(within, default=min(held_by))]
+        fullest = max(within, default=min(held_by))
+        return self._filled(held_by[fullest], args[1], fullest / target.total, target)
+
+    def _filled(self, plan: Plan, image: Sequence[float], share: float, target: Target) -> Plan:
+        """Let the patch grow by one step, where nnU-Net's own steps leave much memory unused.
+
+        Args:
+            plan: With a batch of the size that fits.
+            image: Median shape of the images, in voxels.
+            share: Of the memory, that the plan fills.
+            target: What may be held.
+        """
+        if share >= FILLED or plan["batch_size"] > self.UNet_min_batch_size:
+            return plan
+        patch = np.array(plan["patch_size"])
+        step = np.prod(plan["architecture"]["arch_kwargs"]["strides"], axis=0)
+        small = (1 + step / patch) * share < 1
+        free = np.flatnonzero(small & (patch + step <= np.array(image)))
+        if not len(free):
+            return plan
+        axis = min(free, key=lambda axis: patch[axis] / image[axis])
+        patch[axis] += step[axis]
+        grown = {**plan, "patch_size": tuple(map(int, patch))}
+        fits = self._held(grown).at(plan["batch_size"]) <= target.total
+        return grown if fits else plan
 
     def _plan(self, factor: float, args: tuple[Any, ...]) -> Plan:
         self._factor = factor

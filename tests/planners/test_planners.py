@@ -95,8 +95,40 @@ def test_plans_of_methods_fill_the_memory_that_stock_networks_fill_and_no_more(
         training = Training(trainer, smaller, name, planner.dataset_json)
         held = max(peak.total for peak in simulate(training, steps_only=True).values())
         target = planner._targets[len(planned["patch_size"])].total
-        # nnU-Net's patches come in steps of 16 or 32 voxels
+        # a larger patch is tried below 0.85, but a step may be a quarter of the patch
         assert 0.8 * target < held <= target
+
+
+@pytest.mark.usefixtures("large")
+@pytest.mark.parametrize(
+    ("share", "patch", "image", "filled"),
+    [
+        (0.84, (96, 128, 128), (155, 240, 240), (112, 128, 128)),  # by a sixth, to 0.98
+        (0.84, (96, 128, 128), (100, 240, 240), (96, 128, 128)),  # the image is not so large,
+        (0.84, (64, 128, 128), (155, 240, 240), (64, 128, 128)),  # a step would exceed it,
+        (0.86, (96, 128, 128), (155, 240, 240), (96, 128, 128)),  # enough
+    ],
+)
+def test_memory_that_nnunets_steps_of_the_patch_leave_unused_is_filled(
+    share: float, patch: tuple[int, ...], image: tuple[int, ...], filled: tuple[int, ...]
+) -> None:
+    planner = planners.RAMDSIRPlanner(DATASET)
+    target = method.Target(total=1.0, static=0.0, per_feature=0.0)
+    voxels = float(np.prod(patch))
+
+    def held(plan: dict[str, Any]) -> method.Held:
+        return method.Held(0, share / 2 * np.prod(plan["patch_size"]) / voxels)
+
+    planner._held = held
+    strides = [[1, 1, 1], *[[2, 2, 2]] * 4, [1, 2, 2]]  # so that steps are 16, 32 and 32
+    plan = {
+        "patch_size": patch,
+        "batch_size": planner.UNet_min_batch_size,
+        "architecture": {"arch_kwargs": {"strides": strides}},
+    }
+    assert planner._filled(plan, image, share, target)["patch_size"] == filled
+    larger = plan | {"batch_size": 3}
+    assert planner._filled(larger, image, share, target) == larger
 
 
 @pytest.mark.usefixtures("large")

@@ -5,8 +5,7 @@ attention"). Its equation in the paper was not available to us; what stands here
 authors' published implementation, which is 2D.
 """
 
-from collections.abc import Iterator, Sequence
-from itertools import product
+from collections.abc import Sequence
 from math import prod
 from typing import Any, TypeAlias
 
@@ -128,10 +127,10 @@ class _NeighbourSum(torch.autograd.Function):
         ctx.edges = edges
         value = F.pad(value, [edge // 2 for edge in reversed(edges) for _ in range(2)])
         ctx.save_for_backward(weights, value)
-        neighbours = _neighbours(value, edges)
-        total = weights[:, :, :1] * next(neighbours)
-        for n, neighbour in enumerate(neighbours, start=1):
-            total.addcmul_(weights[:, :, n : n + 1], neighbour)
+        first, *others = zip(weights.split(1, dim=2), _neighbours(value, edges), strict=True)
+        total = torch.mul(*first)
+        for weight, neighbour in others:
+            total.addcmul_(weight, neighbour)
         return total
 
     @staticmethod
@@ -139,22 +138,29 @@ class _NeighbourSum(torch.autograd.Function):
         """Give the gradients of weights and values."""
         weights, value = ctx.saved_tensors
         of_weights, of_value = torch.empty_like(weights), torch.zeros_like(value)
-        both = zip(_neighbours(value, ctx.edges), _neighbours(of_value, ctx.edges), strict=True)
-        for n, (neighbour, of_neighbour) in enumerate(both):
-            of_weights[:, :, n] = (gradient * neighbour).sum(2)
-            of_neighbour.addcmul_(weights[:, :, n : n + 1], gradient)
+        for weight, of_weight, neighbour, of_neighbour in zip(
+            weights.split(1, dim=2),
+            of_weights.split(1, dim=2),
+            _neighbours(value, ctx.edges),
+            _neighbours(of_value, ctx.edges),
+            strict=True,
+        ):
+            of_weight.copy_((gradient * neighbour).sum(2, keepdim=True))
+            of_neighbour.addcmul_(weight, gradient)
         for axis, edge in enumerate(ctx.edges, start=3):
             of_value = of_value.narrow(axis, edge // 2, of_value.shape[axis] - edge + 1)
         return of_weights, of_value, None
 
 
-def _neighbours(padded: Tensor, edges: Sequence[int]) -> Iterator[Tensor]:
+def _neighbours(padded: Tensor, edges: Sequence[int]) -> list[Tensor]:
     """Views of what lies at each offset from the centre, with borders (B, heads, C, *S)."""
-    for offset in product(*(range(edge) for edge in edges)):
-        view = padded
-        for axis, (start, edge) in enumerate(zip(offset, edges, strict=True), start=3):
-            view = view.narrow(axis, start, padded.shape[axis] - edge + 1)
-        yield view
+    views = padded
+    for axis, edge in enumerate(edges, start=3):
+        views = views.unfold(axis, padded.shape[axis] - edge + 1, 1)  # whose positions come last
+    found = [views]
+    for _ in edges:  # one operation for many views; one for each costs more than the sum itself
+        found = [part for view in found for part in view.unbind(3)]
+    return found
 
 
 class ContrastDrivenFeatureAggregation(nn.Module):
