@@ -10,11 +10,14 @@ INSTALLED := $(VENV)/.installed
 demo: $(INSTALLED)
 	$(BIN)/nnunet-ext demo
 
+# two processes, since tests wait for subprocesses and files, too
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
+
 test: check
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-all: check
-	$(BIN)/python -m pytest -m ""
+	$(PYTEST) -m ""
 
 # hours each; both go on where they were stopped
 support: $(INSTALLED)

@@ -64,6 +64,7 @@ class Recipe:
 
     trainer: str
     settings: Mapping[str, Any] = field(default_factory=dict)
+    quick: bool = True  # whether its interruption is among the quick tests, too
 
     def suited(self, task: Task) -> Task:
         """Give the task domains if the trainer needs them."""
@@ -120,7 +121,12 @@ class TrainerContract:
             ]
             metafunc.parametrize("training", pairs, indirect=True, scope="class", ids=_pair_name)
         elif "recipe" in metafunc.fixturenames:
-            metafunc.parametrize("recipe", self.recipes, ids=str)
+            trains = "killed" in metafunc.function.__name__
+            recipes = [
+                pytest.param(recipe, marks=_slow_unless(recipe.quick or not trains))
+                for recipe in self.recipes
+            ]
+            metafunc.parametrize("recipe", recipes, ids=str)
 
     # ------------------------------------------------------------------------------- training
 
@@ -255,7 +261,7 @@ class NetworkContract:
         if "task" in metafunc.fixturenames:
             compiles = "compile" in metafunc.function.__name__
             tasks = [
-                pytest.param(task, marks=_slow_unless(quick or not compiles))
+                pytest.param(task, marks=_slow_unless((quick and task.dim == 2) or not compiles))
                 for task, quick in _quick_tasks(self.tasks)
             ]
             metafunc.parametrize("task", tasks, ids=str)

@@ -140,12 +140,19 @@ CASES: dict[str, tuple[dict[str, Any], Callable[[Results], Results]]] = {
 }
 
 
-MANY = ("two configurations and a test set", "twelve arms", "thirty labels")
+SLOW = (
+    "an arm without values",
+    "images not to be shown",
+    "missing fold",
+    "two configurations and a test set",
+    "twelve arms",
+    "thirty labels",
+)
 
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(case, marks=[pytest.mark.slow] * (case in MANY)) for case in CASES],
+    params=[pytest.param(case, marks=[pytest.mark.slow] * (case in SLOW)) for case in CASES],
 )
 def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report of each kind."""

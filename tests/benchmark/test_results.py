@@ -36,7 +36,7 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
             assert json.loads(json.dumps(old)) == new
 
 
-@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("several", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_page_is_made_again_from_its_record(tmp_path: Path, several: bool) -> None:
     parts = [make_results(tmp_path, images=False, cases=6)]
     parts += [replace(parts[0], title="Dataset998_Other")] * several

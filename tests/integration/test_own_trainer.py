@@ -64,6 +64,7 @@ def test_trainer_of_the_page_is_listed(package: Environment) -> None:
         assert text in said
 
 
+@pytest.mark.slow
 def test_trainer_of_the_page_is_configured_found_and_trained(
     package: Environment, make_world: Callable[..., World]
 ) -> None:

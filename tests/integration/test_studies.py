@@ -52,6 +52,7 @@ def size_of_picture(script: str, model: Path, folder: Path, *more: str | Path) -
     return height, width
 
 
+@pytest.mark.slow
 def test_step_cost_compares_arms_with_settings_and_names_its_circumstances(
     make_world: Callable[..., tiny.World], tmp_path: Path
 ) -> None:

@@ -40,7 +40,13 @@ def followed(real: Training) -> dict[str, int]:
     return peaks
 
 
-@pytest.mark.parametrize("trainer", ["nnUNetTrainer", *trainers.__all__])
+@pytest.mark.parametrize(
+    "trainer",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name == "ConDSegTrainer" else ())
+        for name in ("nnUNetTrainer", *trainers.__all__)
+    ],
+)
 def test_a_simulated_step_holds_what_a_real_one_holds(trainer: str) -> None:
     made = training(trainer, domains=tiny.TWO_SITES)
     simulated = simulate(made, on_gpu=False, steps_only=True)
@@ -52,9 +58,9 @@ def test_a_simulated_step_holds_what_a_real_one_holds(trainer: str) -> None:
 @pytest.mark.parametrize(
     "task",
     [
-        {"dim": 2, "norm": "batch"},
+        pytest.param({"dim": 2, "norm": "batch"}, marks=pytest.mark.slow),
         {"residual": True, "anisotropic": True},
-        {"regions": True, "ignore": True, "channels": 2},
+        pytest.param({"regions": True, "ignore": True, "channels": 2}, marks=pytest.mark.slow),
         {"cascade": True, "deep_supervision": False},
     ],
     ids=str,

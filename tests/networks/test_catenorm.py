@@ -451,7 +451,9 @@ class TestNetwork:
         assert len(ours) > len(stock)
 
     @pytest.mark.parametrize("dim", [2, pytest.param(3, marks=pytest.mark.slow)])
-    @pytest.mark.parametrize("mode", ["first", "both", "auto"])
+    @pytest.mark.parametrize(
+        "mode", [pytest.param("first", marks=pytest.mark.slow), "both", "auto"]
+    )
     def test_compiles_without_graph_breaks(self, dim: int, mode: str, residual: bool) -> None:
         unet = make_unet(dim, "batch", residual)
         network = CateNormUNet(unet, CLASSES, encoder_stages=[1], recompute=True)

@@ -62,7 +62,7 @@ def stopped_after(epochs: int, trainer: Any) -> Callable[[], None]:
 
 
 class TestPhases:
-    @pytest.mark.parametrize("decoder", ["condseg", "plan"])
+    @pytest.mark.parametrize("decoder", ["condseg", pytest.param("plan", marks=pytest.mark.slow)])
     def test_epochs_report_the_losses_of_their_phase(
         self, make_world: MakeWorld, decoder: str
     ) -> None:
@@ -285,7 +285,10 @@ class TestSwitches:
         for name, weights in results[1][1].items():
             torch.testing.assert_close(results[0][1][name], weights)
 
-    @pytest.mark.parametrize("decoder", ["condseg", "alone", "head", "plan"])
+    @pytest.mark.parametrize(
+        "decoder",
+        ["condseg", *(pytest.param(d, marks=pytest.mark.slow) for d in ("alone", "head", "plan"))],
+    )
     def test_prediction_rebuilds_the_network_from_the_plans(
         self, make_world: MakeWorld, decoder: str
     ) -> None:

@@ -163,7 +163,7 @@ def _whole_trainers(
     return found | {"tiles": _unequal_tiles(rank, join, world)}
 
 
-@pytest.mark.parametrize("updates", ["alternating", "joint"])
+@pytest.mark.parametrize("updates", [pytest.param("alternating", marks=pytest.mark.slow), "joint"])
 def test_ranks_agree_where_updates_leave_parameters_unused_and_may_have_unequal_tiles(
     make_world: MakeWorld, tmp_path: Path, updates: str
 ) -> None:

@@ -151,7 +151,10 @@ def test_batches_without_case_names_are_scored_without_domains(make_world: MakeW
     assert trainer._figures == {}
 
 
-@pytest.mark.parametrize("task", [{"dim": 2}, {"dim": 3, "regions": True, "ignore": True}])
+@pytest.mark.parametrize(
+    "task",
+    [pytest.param({"dim": 2}, marks=pytest.mark.slow), {"dim": 3, "regions": True, "ignore": True}],
+)
 def test_the_final_validation_is_summarised_by_domain(
     make_world: MakeWorld, task: dict[str, Any]
 ) -> None:

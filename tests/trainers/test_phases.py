@@ -171,7 +171,12 @@ def is_past(name: str, row: dict[str, float]) -> bool:
     return row["sigma"] > 0 if name == "TopKSigmaTrainer" else AFTERWARDS[name] in row
 
 
-@pytest.mark.parametrize("edition", ["first", "this"])
+EDITIONS = pytest.mark.parametrize(
+    "edition", ["first", pytest.param("this", marks=pytest.mark.slow)]
+)
+
+
+@EDITIONS
 @pytest.mark.parametrize("name", RECIPES)
 def test_more_epochs_never_lead_back_into_a_phase_that_is_past(
     make_world: MakeWorld, name: str, edition: str
@@ -190,7 +195,7 @@ def test_more_epochs_never_lead_back_into_a_phase_that_is_past(
         assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * (6 / 7) ** 0.9)
 
 
-@pytest.mark.parametrize("edition", ["first", "this"])
+@EDITIONS
 @pytest.mark.parametrize("name", RECIPES)
 def test_more_epochs_leave_a_training_in_the_first_phase_until_its_share_of_them(
     make_world: MakeWorld, name: str, edition: str

@@ -240,7 +240,7 @@ def test_the_rate_is_constant_for_half_of_the_time_and_then_falls(tmp_path: Path
     assert rates == [[pytest.approx(rate)] * 2 for rate in (2e-4, 2e-4, 1.6e-4, 4e-5)]
 
 
-@pytest.mark.parametrize("dim", [2, 3])
+@pytest.mark.parametrize("dim", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_stopped_training_ends_as_one_that_was_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dim: int
 ) -> None:

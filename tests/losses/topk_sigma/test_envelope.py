@@ -1,7 +1,7 @@
 """The envelope on pixel losses. Numbers in brackets are the checks of the specification."""
 
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import pairwise, product
 from math import ceil, floor, log
 from typing import Any
 
@@ -493,8 +493,13 @@ def test_broken_losses_are_not_hidden() -> None:
 # ----------------------------------------------------------------------------------- compilation
 
 
-@pytest.mark.parametrize("smoothing", FORMS)
-@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize(
+    ("smoothing", "scope"),
+    [
+        pytest.param(*pair, marks=() if number % 4 == 0 else pytest.mark.slow)
+        for number, pair in enumerate(product(FORMS, SCOPES))  # each of either once, and quick
+    ],
+)
 def test_it_compiles_without_graph_breaks(smoothing: Any, scope: Any) -> None:
     torch._dynamo.reset()
     loss = TopKSigmaLoss(0.1, 0.5, smoothing, scope=scope, num_classes=3)

@@ -237,7 +237,7 @@ class TestAnswers:
         network = make_net(foreground_maps=5)
         assert network(torch.randn(1, 1, 32, 48), answer="decoupled").maps.shape == (1, 7, 16, 24)
 
-    @pytest.mark.parametrize("answer", ["head", "decoupled"])
+    @pytest.mark.parametrize("answer", ["head", pytest.param("decoupled", marks=pytest.mark.slow)])
     def test_what_training_asks_for_compiles_without_graph_breaks(self, answer: Any) -> None:
         torch._dynamo.reset()
         network = make_net(attention_budget=8_000)
