@@ -57,8 +57,8 @@ method for labelled images was shown to beat stock nnU-Net at equal cost on imag
 training; on images of another contrast, random convolutions were, by far.** Costs are ratios to
 stock of one step with CPU networks, from all [records](../studies/records/README.md) of step costs;
 what a GPU holds, `nnunet-ext memory` [tells](memory.md) before training. Where what was measured on
-differs from the training's images, "on seen kinds" is the gain, or price, over stock on images that do not.
-A dash: not measured.
+differs from the images of the training, "on seen kinds" is the gain, or the price, over stock on
+images that do not. A dash: not measured.
 """
 
 
