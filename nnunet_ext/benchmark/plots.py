@@ -211,7 +211,8 @@ def _svg(figure: Figure, title: str) -> str:
     body = re.sub(r"<style.*?</style>|<!--.*?-->", "", body, flags=re.DOTALL)
     used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', body))
     body = re.sub(r' id="([^"]*)"', lambda match: match[0] * (match[1] in used), body)
-    body = re.sub(r"(\.\d\d)\d+", r"\1", body)
+    # coordinates need no more digits; what is written in the figure does
+    body = re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), body)
     body = re.sub(r"\n\s*", "\n", body).strip()
     unique = f"f{zlib.crc32(body.encode()):x}"
     body = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{unique}", body)

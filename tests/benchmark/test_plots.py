@@ -143,3 +143,12 @@ def test_many_dots_become_pixels() -> None:
     svg = plots.strips(values, plots.arm_styles(["a"], "a"), "Dice")
     assert "data:image/png" in svg
     assert len(svg) < 100_000
+
+
+def test_numbers_along_the_axis_keep_their_digits() -> None:
+    row = {"name": "", "arm": "b", "difference": 0.0004, "low": 0.0001, "high": 0.0007}
+    styles = plots.arm_styles(["a", "b"], "a")
+    shown = texts(plots.forest(pd.DataFrame([row]), styles, "difference"))
+    ticks = [float(text) for text in shown if re.fullmatch(r"[0-9.]+", text)]
+    assert len(ticks) > 3
+    assert len(set(ticks)) == len(ticks)
