@@ -1,11 +1,12 @@
 """What works with which trainer: nnU-Net's own commands on tiny data, cell by cell.
 
 Every cell is a row (a trainer with settings) and a column (a kind of data, of plans, or a thing to
-do with a model). A cell leaves one JSON file, and is not run again while that exists::
+do with a model). A cell leaves one JSON file, and is not run again while that exists, in FOLDER or
+among the records::
 
     python -m studies.support run FOLDER                        # all cells that are missing
     python -m studies.support run FOLDER --only CateNormTrainer/zip
-    python -m studies.support write FOLDER                      # docs/support.md
+    python -m studies.support write FOLDER                      # records and docs/support.md
 
 A cell *works* if all its commands end well and leave what they promise; it is *refused* if one
 ends in a message of this package's; everything else *fails*.
@@ -24,6 +25,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,7 @@ from nnunet_ext.nnunet import commands, discovery
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "support.md"
+RECORDS = ROOT / "studies" / "records" / "support"
 DATASET = "Dataset780_Support"
 CASES = [f"{site}_{number}" for number in range(3) for site in ("a", "b")]
 UNLABELLED = ["u_0", "u_1"]
@@ -637,6 +640,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
         "state": state,
         "why": why.replace(str(cell.work), "FOLDER"),
         "seconds": seconds,
+        "date": datetime.now().date().isoformat(),
         "torch": torch.__version__,
     }
     write_json(cell.record, record)
@@ -695,12 +699,16 @@ def main() -> None:
     work = arguments.folder.resolve()
     os.environ.setdefault("nnUNet_def_n_proc", "1")  # nnU-Net reads it once
     if arguments.action == "write":
-        records = [read_object(path) for path in sorted((work / "cells").glob("*.json"))]
+        RECORDS.mkdir(exist_ok=True)
+        for path in (work / "cells").glob("*.json"):
+            shutil.copy(path, RECORDS)
+        records = [read_object(path) for path in sorted(RECORDS.glob("*.json"))]
         with replacing(arguments.page) as partial:
             partial.write_text(page(records), encoding="utf-8")
         return
     for cell in cells(work, arguments.only):
-        done = read_object(cell.record) if cell.record.exists() else {}
+        known = [cell.record, RECORDS / cell.record.name]
+        done = next((read_object(path) for path in known if path.exists()), {})
         if arguments.action == "list":
             print(f"{done.get('state', 'missing'):8}", cell.name)
         elif not done or (arguments.again and done["state"] != WORKS):
