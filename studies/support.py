@@ -694,6 +694,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", nargs="*", default=(), help="ROW/COLUMN, row or column; with *")
     parser.add_argument("--again", action="store_true", help="those that do not work, once more")
+    parser.add_argument("--anew", action="store_true", help="those that are recorded, too")
     parser.add_argument("--page", type=Path, default=PAGE)
     arguments = parser.parse_args()
     work = arguments.folder.resolve()
@@ -707,7 +708,7 @@ def main() -> None:
             partial.write_text(page(records), encoding="utf-8")
         return
     for cell in cells(work, arguments.only):
-        known = [cell.record, RECORDS / cell.record.name]
+        known = [cell.record, *([] if arguments.anew else [RECORDS / cell.record.name])]
         done = next((read_object(path) for path in known if path.exists()), {})
         if arguments.action == "list":
             print(f"{done.get('state', 'missing'):8}", cell.name)

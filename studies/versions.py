@@ -111,7 +111,7 @@ def attempt(combination: Combination, folder: Path, main: str) -> dict[str, str]
         # away from the checkout, so that it is the installed package that is found
         found["versions"] = ", ".join(json.loads(_run([str(python), "-c", LOOK_UPS], RUN_SECONDS)))
         found["state"] = "training or prediction fails"
-        cell = ["-m", "studies.support", "run", str(environment / "work")]
+        cell = ["-m", "studies.support", "run", str(environment / "work"), "--anew"]
         output = _run([str(python), *cell, "--only", "CateNormTrainer/2d"], RUN_SECONDS, ROOT)
         found["why"] = output.strip().splitlines()[-1]
         if ": works" in output:
