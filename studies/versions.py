@@ -98,7 +98,7 @@ def attempt(combination: Combination, folder: Path, main: str) -> dict[str, str]
         if lent
         else [f"torch{combination.torch}", *old, nnunet]
     )
-    more = ["--no-deps", "--ignore-installed", "--no-build-isolation"] if lent else []
+    more = ["--no-deps", "--ignore-installed"] if lent else []
     interpreter = sys.executable if lent else f"python{combination.python}"
     try:
         _run([interpreter, "-m", "venv", str(environment)], INSTALL_SECONDS)
@@ -118,6 +118,7 @@ def attempt(combination: Combination, folder: Path, main: str) -> dict[str, str]
             found |= {"state": "works", "why": ""}
     except (subprocess.SubprocessError, OSError) as error:
         told = str(getattr(error, "stderr", "") or error).strip().splitlines()
+        told = [line for line in told if "error" in line.lower()] or told
         found["why"] = told[-1] if told else type(error).__name__
     shutil.rmtree(environment, ignore_errors=True)
     return found
