@@ -134,18 +134,17 @@ class MethodPlanner(ExtensionPlanner):
         held_by = {self._held(plan).at(plan["batch_size"]): plan for plan in plans.values()}
         within = [held for held in held_by if held <= target.total]
         # without any, memory is too short for the smallest batch of the smallest patch
-        fullest = max(within, default=min(held_by))
-        return self._filled(held_by[fullest], args[1], fullest / target.total, target)
+        return self._filled(held_by[max(within, default=min(held_by))], args[1], target.total)
 
-    def _filled(self, plan: Plan, image: Sequence[float], share: float, target: Target) -> Plan:
+    def _filled(self, plan: Plan, image: Sequence[float], limit: float) -> Plan:
         """Let the patch grow by one step, where nnU-Net's own steps leave much memory unused.
 
         Args:
             plan: With a batch of the size that fits.
             image: Median shape of the images, in voxels.
-            share: Of the memory, that the plan fills.
-            target: What may be held.
+            limit: Bytes that may be held.
         """
+        share = self._held(plan).at(plan["batch_size"]) / limit
         if share >= FILLED or plan["batch_size"] > self.UNet_min_batch_size:
             return plan
         patch = np.array(plan["patch_size"])
@@ -157,8 +156,7 @@ class MethodPlanner(ExtensionPlanner):
         axis = min(free, key=lambda axis: patch[axis] / image[axis])
         patch[axis] += step[axis]
         grown = {**plan, "patch_size": tuple(map(int, patch))}
-        fits = self._held(grown).at(plan["batch_size"]) <= target.total
-        return grown if fits else plan
+        return grown if self._held(grown).at(plan["batch_size"]) <= limit else plan
 
     def _plan(self, factor: float, args: tuple[Any, ...]) -> Plan:
         self._factor = factor

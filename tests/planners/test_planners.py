@@ -113,7 +113,6 @@ def test_memory_that_nnunets_steps_of_the_patch_leave_unused_is_filled(
     share: float, patch: tuple[int, ...], image: tuple[int, ...], filled: tuple[int, ...]
 ) -> None:
     planner = planners.RAMDSIRPlanner(DATASET)
-    target = method.Target(total=1.0, static=0.0, per_feature=0.0)
     voxels = float(np.prod(patch))
 
     def held(plan: dict[str, Any]) -> method.Held:
@@ -126,9 +125,9 @@ def test_memory_that_nnunets_steps_of_the_patch_leave_unused_is_filled(
         "batch_size": planner.UNet_min_batch_size,
         "architecture": {"arch_kwargs": {"strides": strides}},
     }
-    assert planner._filled(plan, image, share, target)["patch_size"] == filled
+    assert planner._filled(plan, image, 1.0)["patch_size"] == filled
     larger = plan | {"batch_size": 3}
-    assert planner._filled(larger, image, share, target) == larger
+    assert planner._filled(larger, image, 1.0) == larger
 
 
 @pytest.mark.usefixtures("large")
