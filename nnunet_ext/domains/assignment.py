@@ -89,12 +89,15 @@ def subjects_from_pattern(pattern: str, cases: Iterable[str]) -> dict[str, str]:
     compiled = _compiled(pattern)
     if compiled.groups != 1:
         raise UserError(
-            f"{pattern} has {compiled.groups} groups, but needs exactly one, for what names the "
+            f"{pattern} has {compiled.groups} groups, but needs exactly one, which matches the "
             r"subject. An example, for names such as MR_017_left: _(\d+)"
         )
     subjects, missed = _captured(compiled.search, cases, 1)
     if missed:
-        raise UserError(f"{pattern} finds no subject in {named_cases(missed)}.")
+        raise UserError(
+            f"{pattern} finds no subject in {named_cases(missed)}. Its group must match in every "
+            "name."
+        )
     return subjects
 
 
@@ -143,7 +146,7 @@ def from_csv(path: Path) -> Domains:
             )
         case, domain = values
         if case in domains:
-            raise UserError(f'{path}, line {number}: case "{case}" stands there twice.')
+            raise UserError(f'{path}, line {number}: case "{case}" is listed twice.')
         domains[case] = domain
     return domains
 
@@ -157,14 +160,14 @@ def refuse_unfit(domains: Mapping[str, str], cases: Collection[str], where: str)
         stem = re.sub(r"(_\d{4})?\..+$", "", unknown[0])
         meant = f" Leave out the ending: {stem}." if stem in known else ""
         raise UserError(
-            f"{where} has domains of cases that are no training cases: {named_cases(unknown)}."
+            f"{where} has domains of cases that are not training cases: {named_cases(unknown)}."
             f"{meant or did_you_mean(unknown[0], known)}"
         )
     missing = without_domain(domains, cases)
     if missing:
         raise UserError(
-            f"{where} has no domain for {named_cases(missing)}. Every training case needs one; "
-            "`nnunet-ext domains DATASET` with --regex or --csv assigns them."
+            f"{where} has no domain for {named_cases(missing)}. Every training case needs one: add "
+            "the missing ones, or assign all with `nnunet-ext domains DATASET` and --regex or --csv."
         )
 
 
