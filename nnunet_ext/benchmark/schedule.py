@@ -180,7 +180,7 @@ class Scheduler:
         needed = self.layout.needed_by(cell)
         for other in needed:
             if other in self._tried and self.status(other) == "failed":
-                self._fail(cell, f"Not run, because it needs {other}, which failed.")
+                self._fail(cell, f"It needs {other}, which failed.")
                 return False
         return all(self.status(other) == "done" for other in needed)
 

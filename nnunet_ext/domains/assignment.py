@@ -167,7 +167,7 @@ def refuse_unfit(domains: Mapping[str, str], cases: Collection[str], where: str)
     if missing:
         raise UserError(
             f"{where} has no domain for {named_cases(missing)}. Every training case needs one: add "
-            "the missing ones, or assign all with `nnunet-ext domains DATASET` and --regex or --csv."
+            "it, or assign all domains with `nnunet-ext domains DATASET` and --regex or --csv."
         )
 
 

@@ -130,8 +130,8 @@ def test_folds_do_not_change_once_there_are_trainings(world: World) -> None:
     [
         ({"folds": [3]}, "There is no fold 3"),
         ({"folds": [0, 1, 2, 3, 4]}, "splits_final.json has the folds 0. Say which to train"),
-        ({"splits": [{"validation": "patient.*"}]}, "matches no case"),
-        ({"splits": [{"validation": ".*"}]}, "matches no case"),
+        ({"splits": [{"validation": "patient.*"}]}, r"no case matches 'patient\.\*'"),
+        ({"splits": [{"validation": ".*"}]}, r"no case matches what '\.\*' leaves"),
         ({"configurations": ["2d"]}, 'no configuration "2d"'),
         ({"plans": "SomePlans"}, "no planner is known"),
         ({"plan_changes": {"patch_size": [16, 16]}}, "multiple of"),
@@ -256,7 +256,7 @@ def test_preprocessing_that_leaves_nothing_is_an_error(
     data = world.root / "preprocessed" / DATASET / f"{PLANS}_data"
     data.rename(data.with_name("away"))
     monkeypatch.setattr(commands, "run_command", lambda *_: None)
-    with pytest.raises(UserError, match="holds not all 4 cases"):
+    with pytest.raises(UserError, match="does not hold all 4 cases"):
         prepare(world)
 
 

@@ -44,7 +44,7 @@ def test_a_models_folder_is_enough(cli: CLI, world: tiny.World, tmp_path: Path) 
     (model / "dataset.json").write_text(json.dumps(world.task.dataset_json))
     outcome = cli("memory", str(model), "-c", tiny.CONFIGURATION)
     assert outcome.code == 0, outcome.err
-    assert "training takes a GPU of" in outcome.out
+    assert "training needs a GPU of" in outcome.out
 
 
 @pytest.mark.usefixtures("world")

@@ -127,7 +127,7 @@ def test_a_table_is_read_with_and_without_heading(
         ("a1,A\na2;A\n", r"line 2: expected .* got 'a2;A'"),
         ("a1,A,x\n", "line 1: expected"),
         ("a1,A\na2,\n", "line 2: expected"),
-        ("a1,A\na1,B\n", 'line 2: case "a1" stands there twice'),
+        ("a1,A\na1,B\n", 'line 2: case "a1" is listed twice'),
     ],
 )
 def test_a_line_that_is_no_case_and_domain_is_named(
