@@ -88,8 +88,8 @@ def grouped_folds(
     missing = [] if stratify is None else without_domain(stratify, cases)
     if missing:
         raise UserError(
-            f"There is no domain for {named_cases(missing)}, so folds cannot be balanced by "
-            "domain. `nnunet-ext domains DATASET` with --regex or --csv assigns domains."
+            f"{named_cases(missing)} have no domain, so folds cannot be balanced by domain. "
+            " `nnunet-ext domains DATASET` with --regex or --csv assigns domains."
         )
     subjects = list(members.values())
     random.Random(seed).shuffle(subjects)

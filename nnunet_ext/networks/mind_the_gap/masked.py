@@ -167,8 +167,8 @@ class LocallyMaskedUNet(nn.Module):
             raise CheckpointError(
                 f"The mask of this checkpoint works on features of {theirs.shape[1]} channels, "
                 f"that of the plans on {ours.shape[1]}. If an older nnunet_ext with another "
-                'default made the checkpoint, set "mask_stride": 8 under "nnunet_ext", "mind_the_gap" '
-                "in the configuration in the model's plans.json."
+                'default made the checkpoint, set "mask_stride": 8 under "nnunet_ext", '
+                '"mind_the_gap" in the configuration in its plans.json.'
             )
         return super().load_state_dict(state_dict, *args, **kwargs)
 
