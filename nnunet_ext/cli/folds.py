@@ -16,7 +16,7 @@ from nnunet_ext.domains import assignment, splits, store
 from nnunet_ext.nnunet.datasets import PREPROCESSED, find_dataset, nnunet_folder
 
 Subject = Annotated[
-    str, Option(metavar="REGEX", help="Its only group matches the patient in a case name.")
+    str, Option(metavar="REGEX", help="The only group of REGEX matches the patient in a case name.")
 ]
 Check = Annotated[
     bool, Option("--check", help="Write nothing; list patients in both training and validation.")

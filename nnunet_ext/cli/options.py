@@ -16,7 +16,8 @@ LabelsOf = Annotated[
     Option(metavar="D", help="Data set or dataset.json; default: the one beside the predictions."),
 ]
 SubjectPattern = Annotated[
-    str | None, Option(metavar="REGEX", help="Its only group matches the patient in a case name.")
+    str | None,
+    Option(metavar="REGEX", help="The only group of REGEX matches the patient in a case name."),
 ]
 Processes = Annotated[int | None, Option(min=1, help="Processes; default: nnUNet_def_n_proc.")]
 AsJson = Annotated[bool, Option("--json", help="Print JSON instead of tables.")]

@@ -60,14 +60,14 @@ def from_pattern(pattern: str, cases: Iterable[str]) -> Domains:
     compiled = _compiled(pattern)
     if GROUP not in compiled.groupindex:
         raise UserError(
-            f"{pattern} has no group named {GROUP}. An example that has, for names such as "
-            f"SiteA_001: (?P<{GROUP}>[^_]+)_"
+            f"The pattern {pattern} has no group named {GROUP}. An example that has, for "
+            f"names such as SiteA_001: (?P<{GROUP}>[^_]+)_"
         )
     domains, missed = _captured(compiled.match, cases, GROUP)
     if missed:
         raise UserError(
-            f"{pattern} finds no domain in {named_cases(missed)}. It must match at the start of "
-            "every name; nothing was written."
+            f"The pattern {pattern} finds no domain in {named_cases(missed)}. It must "
+            "match at the start of every name; nothing was written."
         )
     return domains
 
@@ -89,14 +89,14 @@ def subjects_from_pattern(pattern: str, cases: Iterable[str]) -> dict[str, str]:
     compiled = _compiled(pattern)
     if compiled.groups != 1:
         raise UserError(
-            f"{pattern} has {compiled.groups} groups, but needs exactly one, which matches the "
-            r"subject. An example, for names such as MR_017_left: _(\d+)"
+            f"The pattern {pattern} has {compiled.groups} groups, but needs exactly one, which "
+            r"matches the subject. An example, for names such as MR_017_left: _(\d+)"
         )
     subjects, missed = _captured(compiled.search, cases, 1)
     if missed:
         raise UserError(
-            f"{pattern} finds no subject in {named_cases(missed)}. Its group must match in every "
-            "name."
+            f"The pattern {pattern} finds no subject in {named_cases(missed)}. Its group "
+            "must match in every name."
         )
     return subjects
 
@@ -105,7 +105,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
     except re.error as error:
-        raise UserError(f"{pattern} is not a regular expression: {error}.") from None
+        raise UserError(f"The pattern {pattern} is not a regular expression: {error}.") from None
 
 
 def _captured(

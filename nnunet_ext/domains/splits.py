@@ -82,14 +82,14 @@ def grouped_folds(
         )
     if len(members) < number:
         raise UserError(
-            f"{number} folds need at least as many subjects, but {len(cases)} cases are of "
-            f"{len(members)}. Ask for at most {len(members)} folds."
+            f"{number} folds need at least as many subjects, but the {len(cases)} cases are of "
+            f"{len(members)} subjects. Ask for at most {len(members)} folds."
         )
     missing = [] if stratify is None else without_domain(stratify, cases)
     if missing:
         raise UserError(
             f"{named_cases(missing)} have no domain, so folds cannot be balanced by domain. "
-            " `nnunet-ext domains DATASET` with --regex or --csv assigns domains."
+            "`nnunet-ext domains DATASET` with --regex or --csv assigns domains."
         )
     subjects = list(members.values())
     random.Random(seed).shuffle(subjects)

@@ -154,8 +154,9 @@ def find(predictions: Path, labels: Path | None = None, dataset: str | None = No
     truths = next((found for f in folders if predicted.keys() & (found := _files(f, ending))), None)
     if truths is None:
         raise UserError(
-            f"There are no labels of the predictions in {predictions}, such as {example.name}, in "
-            f"{' or '.join(map(str, folders))}. Put them there or name their folder with --labels."
+            f"There are no labels such as {example.name} for the predictions in {predictions}: "
+            f"looked into {' and '.join(map(str, folders))}. Put them there or name their folder "
+            "with --labels."
         )
     return Found(predicted, truths, scheme, dataset_json)
 

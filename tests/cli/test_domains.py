@@ -173,7 +173,7 @@ def test_a_mistake_is_explained_and_nothing_is_written(
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ("Basel_1,A\nBasel_2,A\nUlm_1,B\nUlm_2,B\n", "no training cases: 1 case (Ulm_2)"),
+        ("Basel_1,A\nBasel_2,A\nUlm_1,B\nUlm_2,B\n", "not training cases: 1 case (Ulm_2)"),
         ("Basel_1,A\nBasel_2,A\n", "no domain for 1 case (Ulm_1)"),
     ],
 )

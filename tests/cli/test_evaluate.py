@@ -290,7 +290,7 @@ def test_files_of_other_systems_are_no_cases(cli: Cli, predicted: Path) -> None:
         ),
         (
             lambda folder: [path.rename(folder / f"x_{path.name}") for path in folder.glob("*.gz")],
-            "no labels of the predictions",
+            "There are no labels such as ",
         ),
     ],
 )

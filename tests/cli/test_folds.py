@@ -97,7 +97,7 @@ def test_folds_of_models_are_replaced_only_when_told_and_kept(
         (("--subject", r"CT_(\d)"), "finds no subject in 6 cases (MR_0, MR_1,"),
         (("--subject", "_."), "needs exactly one"),
         (("--subject", "(_)"), "All 12 cases are of one subject, '_'"),
-        ((*SUBJECT, "--number", "7"), "12 cases are of 6. Ask for at most 6 folds."),
+        ((*SUBJECT, "--number", "7"), "12 cases are of 6 subjects. Ask for at most 6 folds."),
         ((*SUBJECT, "--number", "1"), "leave no case to train on"),
         ((*SUBJECT, "--stratify", "sites"), "'sites' is not"),
     ],

@@ -149,7 +149,7 @@ def test_a_table_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 
 def test_domains_of_unknown_cases_are_refused_with_the_near_name() -> None:
-    with pytest.raises(UserError, match=r"here .*no training cases: 1 case \(b1\).*mean b01\?"):
+    with pytest.raises(UserError, match=r"here .*not training cases: 1 case \(b1\).*mean b01\?"):
         refuse_unfit(DOMAINS, ["a1", "a2", "b01"], "here")
 
 
