@@ -275,10 +275,10 @@ def _split(validation: str, training: str | None, cases: Sequence[str]) -> Split
     others = [case for case in cases if case not in held_out]
     if training is not None:
         others = [case for case in others if re.fullmatch(training, case)]
-    rest = f"{training!r}" if training else f"what {validation!r} leaves"
-    for what, found in ((f"{validation!r}", held_out), (rest, others)):
+    trains = f"besides matches {training!r}" if training else f"is left to train by {validation!r}"
+    for what, found in ((f"matches {validation!r}", held_out), (trains, others)):
         if not found:
-            raise UserError(f'"splits": no case matches {what}. There are: {some(cases)}.')
+            raise UserError(f'"splits": no case {what}. There are: {some(cases)}.')
     return {"train": others, "val": held_out}
 
 
