@@ -88,7 +88,8 @@ def _say_more(summary: dict[str, Any], folder: Path) -> None:
         if names := summary[key]:
             say(f"{len(names)} case{'s' * (len(names) > 1)} {what}: {some(names)}", "yellow")
     if summary["subjects"] < FEWEST_SUBJECTS:
-        few = f"{summary['subjects']} {'subjects' if 'by_subject' in summary else 'cases'}"
+        unit = "subject" if "by_subject" in summary else "case"
+        few = f"{summary['subjects']} {unit}{'s' * (summary['subjects'] > 1)}"
         say(f"Only {few}: the intervals are rough.", "yellow")
     say(ABOUT_INTERVALS)
     for name in ("evaluation.csv", "evaluation.json"):

@@ -114,7 +114,7 @@ def _show(report: dict[str, Any]) -> None:
         return
     gpu = report["gpu"]
     say(
-        f"It {'fits' if gpu['training_fits'] else 'DOES NOT FIT'} {gpu['gb']:g} GB, of which "
+        f"The training {'fits' if gpu['training_fits'] else 'DOES NOT FIT'} {gpu['gb']:g} GB, of which "
         f"{gpu['bytes'] / GB:.2f} GB are left for what is simulated; CUDA, its libraries and "
         "fragmentation take the rest.",
         "green" if gpu["training_fits"] else "red",
