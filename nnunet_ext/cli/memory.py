@@ -114,8 +114,8 @@ def _show(report: dict[str, Any]) -> None:
         return
     gpu = report["gpu"]
     say(
-        f"The training {'fits' if gpu['training_fits'] else 'DOES NOT FIT'} {gpu['gb']:g} GB, of which "
-        f"{gpu['bytes'] / GB:.2f} GB are left for what is simulated; CUDA, its libraries and "
+        f"The training {'fits' if gpu['training_fits'] else 'DOES NOT FIT'} {gpu['gb']:g} GB, of "
+        f"which {gpu['bytes'] / GB:.2f} GB are left for what is simulated; CUDA, its libraries and "
         "fragmentation take the rest.",
         "green" if gpu["training_fits"] else "red",
     )
