@@ -75,7 +75,7 @@ def test_perfect_predictions_score_one_and_cases_without_label_are_named(
         "[1.000, 1.000] " * 2 + "[0.00, 0.00] [0.00, 0.00]",
     ]
     assert [line.split()[0] for line in lines[3:7:2]] == ["spleen", "mean"]
-    assert "1 without a label, not scored: c" in lines
+    assert "1 case without a label, not scored: c" in lines
     assert any("Only 2 cases" in line for line in lines)
     assert f"Wrote {predicted / 'evaluation.csv'}" in lines
 
@@ -120,7 +120,7 @@ def test_labels_can_lie_anywhere_and_those_for_the_unlabelled_images_come_first(
     write(elsewhere / "b.nii.gz", truth(1))
     write(elsewhere / "z.nii.gz", truth(1))
     outcome = cli("evaluate", str(predicted), "--labels", str(elsewhere))
-    assert "1 with a label, but not predicted, not scored: z" in outcome.out
+    assert "1 case with a label, but not predicted, not scored: z" in outcome.out
     assert set(scores_of(predicted)["case"]) == {"b"}
 
 
