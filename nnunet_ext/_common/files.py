@@ -70,8 +70,8 @@ def writing(folder: Path) -> Iterator[None]:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise
         raise UserError(
-            f"There is something to be written in {folder}, but nobody may write there: "
-            f"{error.strerror}. Make it writable, for this once."
+            f"Cannot write into {folder}: {error.strerror}. Make the folder writable until these "
+            "files have been written."
         ) from error
 
 
@@ -110,7 +110,9 @@ def alone(lock: Path, refusal: str) -> Iterator[None]:
     try:
         file_lock.acquire(timeout=0)
     except Timeout:
-        raise UserError(f"{refusal} Two would spoil each other's files.") from None
+        raise UserError(
+            f"{refusal} Two would overwrite each other's files: wait for it or stop it."
+        ) from None
     except (OSError, NotImplementedError):
         yield
         return

@@ -50,7 +50,7 @@ def for_each(
         except BrokenProcessPool as error:
             raise UserError(
                 f"{doing}: a process was killed, probably because memory ran out. Use fewer "
-                "processes; nnU-Net's nnUNet_def_n_proc sets how many."
+                "processes, for example: export nnUNet_def_n_proc=1"
             ) from error
         finally:
             executor.shutdown(cancel_futures=True)

@@ -72,7 +72,10 @@ def _check_settings(
         read_method_settings({PLANS_KEY: settings}, method, settings_class, f"settings of {name}")
     in_vain = [method for method in METHODS if method in own and method not in known]
     if in_vain:
-        raise UserError(f"{name} does not read the settings of {', '.join(in_vain)}.")
+        raise UserError(
+            f"{name} does not read the settings of {', '.join(in_vain)}. Leave them out of this "
+            "arm, or choose a trainer that reads them: `nnunet-ext list TRAINER` shows which."
+        )
 
 
 def _instead(name: str, found: type, settings: Mapping[str, Any]) -> tuple[str, Any]:

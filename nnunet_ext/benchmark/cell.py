@@ -126,7 +126,8 @@ class _Work:
         self._call(command)
         if not (self.fold / FINAL).exists():
             raise UserError(
-                "The training was stopped by a file; the same benchmark command goes on with it."
+                f"The training was stopped by a file named stop in {self.fold}. Run the same "
+                "benchmark command again to continue it."
             )
 
     def _model_of(self, arm: str) -> Path:

@@ -74,7 +74,10 @@ def gather(folder: Path, baseline: str | None = None) -> list[Results]:
                 table[column] = f"{layout.root.name}/" + table[column]
     for each in results:
         if baseline and baseline not in each.arms:
-            raise UserError(f'"{baseline}" is no arm; there are: {", ".join(each.arms)}.')
+            raise UserError(
+                f'--baseline "{baseline}" is not an arm of {each.title}. There are: '
+                f"{', '.join(each.arms)}."
+            )
     return [replace(each, baseline=baseline or each.baseline) for each in results]
 
 

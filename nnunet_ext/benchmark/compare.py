@@ -167,8 +167,8 @@ def _evaluated(folder: Path, labels: Path | None) -> dict[str, Path]:
         )
     if not folds and labels is None and not (folder / SUMMARY).is_file():
         raise UserError(
-            f"{folder} is no model folder (it has no fold_0/validation) and nnU-Net has not "
-            f"evaluated it ({SUMMARY}). For folders of predictions, name their --labels."
+            f"{folder} is not a model folder (it has no fold_0/validation) and holds no {SUMMARY} "
+            "of nnU-Net's. For a folder of predictions, name the folder of labels with --labels."
         )
     return evaluated or {ALL_FOLDS: folder}
 
@@ -225,7 +225,7 @@ def _refuse_another_dice(
 ) -> None:
     """Refuse files of which nnU-Net's summary says something else."""
     summary = evaluation.folder / SUMMARY
-    cure = "`nnUNetv2_train ... --val` validates anew."
+    cure = "`nnUNetv2_train ... --val` validates again."
     for case in read_summary(summary):
         name = Path(case["prediction_file"]).name.removesuffix(evaluation.found.scheme.ending)
         if name not in measured:
@@ -236,8 +236,8 @@ def _refuse_another_dice(
             nowhere = math.isnan(said) and not math.isnan(row["dice"])
             if nowhere or (same_labels and abs(said - row["dice"]) > SAME_DICE):
                 raise UserError(
-                    f"{summary} says that {row['label']} of {name} has Dice {said:.6g}, but it "
-                    f"is {row['dice']:.6g}. {cure}"
+                    f"{summary} says that {row['label']} of {name} has Dice {said:.6g}, but the "
+                    f"files give {row['dice']:.6g}. {cure}"
                 )
 
 
@@ -253,7 +253,9 @@ def _left_out(evaluations: Sequence[Evaluation]) -> Iterator[str]:
     """What there is, but was not compared."""
     for each in evaluations:
         if without := sorted(each.found.predictions.keys() - set(each.found.scored)):
-            yield f"{each.folder}: {len(without)} without labels are left out: {some(without)}."
+            yield (
+                f"{each.folder}: {len(without)} cases without labels are left out: {some(without)}."
+            )
     for model in dict.fromkeys(each.model for each in evaluations):
         for path in sorted(model.glob("fold_[0-9]*")):
             if not (path / "validation" / SUMMARY).is_file():

@@ -82,7 +82,8 @@ def read_prepared(layout: Layout) -> Prepared:
         prepared: Prepared = TypeAdapter(Prepared).validate_json(layout.prepared.read_bytes())
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{layout.root} has not been prepared ({error}); `nnunet-ext benchmark run` does that."
+            f"{layout.root} has not been prepared ({error}). First run: nnunet-ext benchmark run "
+            f"{layout.root}"
         ) from None
     return prepared
 
@@ -150,9 +151,10 @@ def _trainings(
         if training.problem:
             say(f"{arm} cannot be trained: {training.problem}")
         elif training.trainer != benchmark.arms[arm].trainer:
-            say(f"{arm}: trained by {training.trainer}, which takes the settings")
+            stock = benchmark.arms[arm].trainer
+            say(f"{arm}: trained by {training.trainer}, as {stock} reads no settings")
     if all(training.problem for training in trainings.values()):
-        raise UserError("None of the arms can be trained.")
+        raise UserError("None of the arms can be trained, for the reasons above.")
     return trainings
 
 
@@ -199,7 +201,7 @@ def _plan_and_preprocess(
     commands.run_command(command, log, variables)
     if lacking := _not_preprocessed(path, missing, cases):
         raise UserError(
-            f"{path.parent} holds not all {cases} cases of configuration {lacking[0]} after "
+            f"{path.parent} does not hold all {cases} cases of configuration {lacking[0]} after "
             f"preprocessing. See {log}."
         )
 
@@ -256,11 +258,15 @@ def _splits(layout: Layout, cases: list[str], domains: Domains, say: Say) -> lis
     refuse_missing_folds(benchmark.folds, len(splits), str(path))
     if unknown := cases_of(splits) - set(cases):
         raise UserError(
-            f"The folds name cases that {benchmark.dataset} does not have: {some(sorted(unknown))}."
+            f"{path} has folds with cases that {benchmark.dataset} does not have: "
+            f"{some(sorted(unknown))}. Correct or delete the file."
         )
     for fold, divided in enumerate(divided_subjects(splits, benchmark.subject_of)):
         if divided and fold in benchmark.folds:
-            say(f"Fold {fold} trains on other cases of {len(divided)} held-out subjects.")
+            say(
+                f"Warning: fold {fold} trains on other cases of {len(divided)} held-out subjects, "
+                "so that its scores may be too high."
+            )
     return splits
 
 
@@ -269,9 +275,10 @@ def _split(validation: str, training: str | None, cases: Sequence[str]) -> Split
     others = [case for case in cases if case not in held_out]
     if training is not None:
         others = [case for case in others if re.fullmatch(training, case)]
-    for pattern, found in ((validation, held_out), (training or "the rest", others)):
+    trains = f"besides matches {training!r}" if training else f"is left to train by {validation!r}"
+    for what, found in ((f"matches {validation!r}", held_out), (trains, others)):
         if not found:
-            raise UserError(f"The split {pattern!r} matches no case. There are: {some(cases)}.")
+            raise UserError(f'"splits": no case {what}. There are: {some(cases)}.')
     return {"train": others, "val": held_out}
 
 

@@ -54,7 +54,10 @@ def write_report(
     several = [results] if isinstance(results, Results) else list(results)
     for title, count in Counter(each.title for each in several).items():
         if count > 1:
-            raise UserError(f"There are results of {title} twice; a report has each data set once.")
+            raise UserError(
+                f"There are results of {title} twice, but a report shows each data set once. "
+                "Remove one of them."
+            )
     arms = {arm: facts for each in several for arm, facts in each.arms.items()}
     baselines = list(dict.fromkeys(each.baseline for each in several))
     styles = plots.arm_styles([*arms], baselines[0])

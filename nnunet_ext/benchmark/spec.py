@@ -262,6 +262,6 @@ def _refuse_another(before: Benchmark, now: Benchmark, folder: Path) -> None:
     if differences:
         raise UserError(
             f"{folder} holds another benchmark: {'; '.join(differences)}. Name another folder with "
-            "--out, or another arm; what is finished would not be comparable. If nothing is, you "
-            "may delete the folder."
+            "--out, or another arm; what is finished would not be comparable. If nothing is "
+            "finished, you may delete the folder."
         )

@@ -11,17 +11,17 @@ from nnunet_ext import __version__
 
 COMMANDS = {
     "list": "Show trainers, planners and settings.",
-    "doctor": "Check the installation and its surroundings.",
-    "run": "Run an nnU-Net command that would not find us.",
-    "demo": "Show the whole way on a small task.",
+    "doctor": "Check the installation, nnU-Net's folders and devices.",
+    "run": "Run an nnU-Net command that does not find nnunet_ext.",
+    "demo": "Plan, train, predict and score a small task.",
     "fetch": "Download tasks of the Medical Decathlon.",
     "benchmark": "Compare trainers on one data set.",
-    "memory": "Tell how much memory a training takes.",
+    "memory": "Estimate the GPU memory that a training takes.",
     "configure": "Write settings of your own into the plans.",
     "export-stock": "Copy a model for nnU-Net without nnunet_ext.",
-    "domains": "Say which case comes from which scanner or site.",
+    "domains": "Show or assign the scanner or site of each case.",
     "folds": "Write folds that keep a patient's cases together.",
-    "join": "Make one data set of several, each a domain.",
+    "join": "Join several data sets into one, each a domain.",
     "compare": "Compare models that are trained already.",
     "evaluate": "Score predictions against labels.",
 }

@@ -76,21 +76,29 @@ Folds = Annotated[
     list[int] | None, Option(metavar="0 1 2", help="Folds.", show_default="0 1 2 3 4")
 ]
 Seeds = Annotated[int | None, Option(min=1, help="Trainings per fold.", show_default="1")]
-Plans = Annotated[str | None, Option(help="Plans, made if need be.", show_default="nnUNetPlans")]
+Plans = Annotated[
+    str | None, Option(help="Name of the plans; made if missing.", show_default="nnUNetPlans")
+]
 Set = Annotated[
     list[str] | None,
-    Option("--set", metavar="KEY=VALUE", help="Settings of all arms, as in configure."),
+    Option(
+        "--set", metavar="KEY=VALUE", help="A setting of every arm, as in `nnunet-ext configure`."
+    ),
 ]
-Baseline = Annotated[str | None, Option(help="Arm to compare with.")]
+Baseline = Annotated[str | None, Option(help="Arm (trainer) to compare with.")]
 Out = Annotated[
     Path | None, Option(help="The benchmark's folder.", show_default="benchmark_DATASET")
 ]
-Device = Annotated[str | None, Option(help="cpu, cuda or mps; default is the best there is.")]
+Device = Annotated[
+    str | None, Option(help="cpu, cuda or mps; default: cuda if there is one, else cpu.")
+]
 Jobs = Annotated[int | None, Option(min=1, help="Trainings at a time.", show_default="one per GPU")]
-Hours = Annotated[float, Option(min=0.1, help="Slurm: time limit; jobs go on in another one.")]
+Hours = Annotated[
+    float, Option(min=0.1, help="Slurm: hours per job; longer trainings continue in another job.")
+]
 Slurm = Annotated[
     list[str] | None,
-    Option(metavar="KEY=VALUE", help="Slurm: other options of sbatch, account=imaging."),
+    Option(metavar="KEY=VALUE", help="Slurm: other options of sbatch, such as account=imaging."),
 ]
 
 
@@ -108,7 +116,7 @@ def run(
     out: Out = None,
     device: Device = None,
     jobs: Jobs = None,
-    cluster: Annotated[str, Option(help="local, slurm, or debug (no processes).")] = "local",
+    cluster: Annotated[str, Option(help="local, slurm, or debug (in this process).")] = "local",
     partition: Annotated[str | None, Option(help="Slurm: partition.")] = None,
     gpus: Annotated[int, Option(min=1, help="Slurm: GPUs per job.")] = 1,
     cpus: Annotated[int, Option(min=1, help="Slurm: cores per job.")] = 8,
@@ -250,16 +258,18 @@ def _pairs(options: list[str]) -> dict[str, str]:
 @command.command("report", short_help="Write the report of what is finished.")
 def report(
     folder: Annotated[
-        Path, Argument(metavar="FOLDER", help="A benchmark's folder, or a record of one.")
+        Path, Argument(metavar="FOLDER", help="Folder of a benchmark, or of a former report.")
     ],
     baseline: Baseline = None,
-    out: Annotated[Path | None, Option(help="Where it goes.", show_default="FOLDER/report")] = None,
+    out: Annotated[
+        Path | None, Option(help="Folder to write to.", show_default="FOLDER/report")
+    ] = None,
     images: Images = True,
 ) -> None:
     """Write FOLDER/report: one HTML page, the same as Markdown, CSV and JSON files.
 
-    Works at any time; what is not finished is said. `benchmark run` writes it at its end. The
-    files beside the page are a record, from which this command makes the page again.
+    Works at any time; the report says what is not finished. `benchmark run` writes it at its
+    end. The files beside the page are a record, from which this command makes the page again.
 
     \b
     Examples:

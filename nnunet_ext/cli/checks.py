@@ -89,7 +89,7 @@ def check_folders(environment: Mapping[str, str]) -> Iterator[Finding]:
     variable = lookup.USER_FOLDERS
     for folder in filter(str.strip, environment.get(variable, "").split(os.pathsep)):
         if Path(folder).is_dir():
-            yield _ok(variable, f"{folder}; trainers in it win over ours of the same name")
+            yield _ok(variable, f"{folder}; its trainers win over nnunet_ext's of the same name")
         else:
             detail = f"{folder} does not exist and is skipped by nnU-Net"
             yield _warning(variable, detail, f"correct or unset {variable}")
@@ -103,7 +103,7 @@ def _check_folder(variable: str, folder: str, what: str) -> Finding:
     path = Path(folder)
     there = next(p for p in (path, *path.absolute().parents) if p.exists())
     if not there.is_dir() or (there != path and is_read):
-        return _problem(variable, f"{folder} is no folder", f"correct {variable}")
+        return _problem(variable, f"{folder} is not a folder", f"correct {variable}")
     if not is_read and not os.access(there, os.W_OK | os.X_OK):
         return _problem(variable, f"{there} is not writable", f"chmod u+w, or correct {variable}")
     if there != path:
@@ -131,7 +131,7 @@ def check_devices(facts: Mapping[str, Any], environment: Mapping[str, str]) -> I
         detail = f"torch {devices['torch']} (CUDA: {devices['cuda']}) finds no GPU"
         if shutil.which("nvidia-smi"):
             detail += (
-                ", although there is a driver: see nvidia-smi, CUDA_VISIBLE_DEVICES, pytorch.org"
+                ", although there is a driver: check nvidia-smi, CUDA_VISIBLE_DEVICES, pytorch.org"
             )
         yield _warning("cuda", detail, "choose -device cpu; training will be slow")
     cores = os.cpu_count() or 1
@@ -163,7 +163,7 @@ def check_discovery(facts: Mapping[str, Any], environment: Mapping[str, str]) ->
     if "error" in facts:
         yield _problem("discovery", facts["error"], "try: python -c 'import nnunetv2, nnunet_ext'")
         return
-    yield _ok("workers", f"data loaders by {facts['start_method']}, all others by spawn")
+    yield _ok("workers", f"data loaders start by {facts['start_method']}, all others by spawn")
     if not facts["active"]:
         yield _why_inactive(facts, environment)
         return
@@ -176,7 +176,9 @@ def check_discovery(facts: Mapping[str, Any], environment: Mapping[str, str]) ->
         is_ours = any(name in ours for ours in registry.OURS.values())
         package = "nnunet_ext" if is_ours else others[name].module.partition(".")[0]
         if "error" in answer:
-            cure = REINSTALL if is_ours else f"mend or uninstall {package}; nothing else suffers"
+            cure = (
+                REINSTALL if is_ours else f"repair or uninstall {package}; nothing else is affected"
+            )
             yield _problem(name, answer["error"], cure)
         elif answer["module"].partition(".")[0] == package:
             yield _ok(name, answer["module"])
@@ -208,7 +210,9 @@ def _why_inactive(facts: Mapping[str, Any], environment: Mapping[str, str]) -> F
         cure = f"use {use_run}, or install without --target"
     else:
         detail, cure = facts["status"], REINSTALL
-    return _problem("discovery", f"nnU-Net's commands do not know our trainers: {detail}", cure)
+    return _problem(
+        "discovery", f"nnU-Net's commands do not find nnunet_ext's trainers: {detail}", cure
+    )
 
 
 def _is_in_any(path: str, folders: list[str]) -> bool:

@@ -15,9 +15,10 @@ from nnunet_ext.benchmark.tables import Tables, measured, verdict
 from nnunet_ext.cli.options import Images, Labels, LabelsOf, Out, Processes, SubjectPattern
 
 Folders = Annotated[
-    list[str], Argument(metavar="NAME=FOLDER", help="The first name is the baseline.")
+    list[str],
+    Argument(metavar="NAME=FOLDER", help="Models or predictions; the first name is the baseline."),
 ]
-Margin = Annotated[float, Option(min=0, help="Differences in Dice within it do not matter.")]
+Margin = Annotated[float, Option(min=0, help="Differences in Dice up to this do not matter.")]
 
 
 def command(
@@ -35,8 +36,9 @@ def command(
     FOLDER is a model folder of nnU-Net's (TRAINER__PLANS__CONFIGURATION), of which the validation
     of every fold counts, or a folder of predictions, with --labels. Folds are trainings, and so
     are several folders under one NAME, for example of several seeds: differences are tested
-    against the luck of training only if there are at least two. Nothing is trained. Folders whose
-    cases, labels or data sets differ are refused. The report goes to comparison_DATASET.
+    against the variation between trainings only if there are at least two. Nothing is trained.
+    Folders whose cases, labels or data sets differ are refused. The report goes to
+    comparison_DATASET.
 
     \b
     Examples:

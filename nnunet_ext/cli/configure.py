@@ -74,7 +74,7 @@ def command(
     """
     if show:
         if name or assignments or overwrite:
-            raise UserError("--show only reads; give it -p and -c, and nothing to write.")
+            raise UserError("--show writes nothing: leave out --name, --set and --overwrite.")
         _show_settings(open_plans(dataset, plans), base)
         return
     if not name or not assignments:
@@ -126,16 +126,17 @@ def _refuse_constant(constant: str) -> Any:
 def _refuse_base(plans_file: PlansFile, base: str, name: str) -> None:
     if name in plans_file.inheritance(base):
         raise UserError(
-            f'"{base}" inherits from "{name}" or is the same, so "{name}" cannot inherit from it.'
+            f'"{base}" inherits from "{name}" or is the same, so "{name}" cannot inherit from it. '
+            "Choose another --name."
         )
 
 
 def _refuse_name(plans_file: PlansFile, name: str, overwrite: bool) -> None:
     if "__" in name or not _NAME.fullmatch(name):
         raise UserError(
-            f'"{name}" cannot be the name of a configuration. nnU-Net makes folder names of it '
-            "that it takes apart at double underscores: use letters, digits, dots, dashes and "
-            "single underscores, the first and the last a letter or digit."
+            f'"{name}" cannot be the name of a configuration, which nnU-Net uses in folder names '
+            "and splits at double underscores. Use letters, digits, dots, dashes and single "
+            "underscores, the first and the last a letter or digit."
         )
     existing = plans_file.configurations.get(name)
     if existing is None:
@@ -200,7 +201,7 @@ def _refuse_wrong_settings(configuration: Configuration, where: str) -> None:
             for field in fields(settings_class)
             if field.name in block
         ]
-        hint = f" A method's settings need its name: {', '.join(meant)}." if meant else ""
+        hint = f" Settings of a method begin with its name: {', '.join(meant)}." if meant else ""
         raise SettingsError(f"{error}{hint}") from None
     for method in block.keys() & classes.keys():
         read_method_settings(configuration, method, classes[method], where)
@@ -259,7 +260,7 @@ def _report(plans_file: PlansFile, dataset: str, name: str) -> None:
     if previous := resolved.get("previous_stage"):
         say(
             "\nThis is the second stage of a cascade and needs predictions of the first one,"
-            f'\n"{previous}". Train that from now on, or if it is trained, run for each FOLD:'
+            f'\n"{previous}". Train that first; if it is trained already, run for each FOLD:'
         )
         say(f"nnUNetv2_train {dataset} {previous} FOLD {options} --val")
     splits = plans_file.path.with_name(SPLITS_FILE)
@@ -267,7 +268,7 @@ def _report(plans_file: PlansFile, dataset: str, name: str) -> None:
     say(f"\nTrain with it, for FOLD 0 to {folds - 1}:")
     say(f"nnUNetv2_train {dataset} {name} FOLD {options}")
     if not suitable:
-        say(f"No trainer reads all of {', '.join(methods)}; TRAINER may be one of your own.")
+        say(f"No trainer reads the settings of all of {', '.join(methods)}: put yours for TRAINER.")
     elif len(suitable) > 1:
         say(f"Other trainers that read these settings: {', '.join(suitable[1:])}.")
 

@@ -49,13 +49,13 @@ Cases = Annotated[
 def command(
     out: Out = Path("nnunet_ext_demo"),
     task: Task = None,
-    trainer: Annotated[str, Option(help="Who trains.")] = "CateNormTrainer",
+    trainer: Annotated[str, Option(help="Trainer.")] = "CateNormTrainer",
     epochs: Annotated[int, Option(min=1, help="Epochs of training.")] = 15,
     iterations: Annotated[int, Option(min=1, help="Batches per epoch.")] = 20,
     cases: Cases = None,
     device: Device = None,
 ) -> None:
-    """Show the whole way on a small task: data, plan, training, prediction, scores, picture.
+    """Work through a small task: data, plan, training, prediction, scores, picture.
 
     Without options it makes a synthetic 3D task and takes some minutes without a GPU. It is a
     benchmark of one trainer (`nnunet-ext benchmark`), whose commands of nnU-Net's are shown as
@@ -89,7 +89,7 @@ def command(
         if not run_shown(benchmark, layout.root, execution):
             raise typer.Exit(1)
         publish(collect(layout), layout.root)
-    say("nnU-Net's commands go on from here with:")
+    say("To use nnU-Net's commands with this data and model, set:")
     folders |= {PREPROCESSED: layout.preprocessed, RESULTS: layout.results}
     for variable, folder in folders.items():
         say(f"  export {variable}={shlex.quote(str(folder))}")

@@ -24,7 +24,7 @@ STYLES = {"ok": "green", "warning": "yellow", "PROBLEM": "bold red"}
 
 
 def command(as_json: AsJson = False) -> None:
-    """Check versions, folders, devices and whether nnU-Net's commands find our trainers.
+    """Check versions, folders, devices and whether nnU-Net's commands find nnunet_ext.
 
     Exit code 1 means that something here keeps training from working.
 
@@ -38,7 +38,9 @@ def command(as_json: AsJson = False) -> None:
         "Folders": [*checks.check_folders(os.environ)],
     }
     # on stderr, so that what is read by programs stays alone
-    with Console(stderr=True).status("Asking nnU-Net for our trainers in a fresh interpreter ..."):
+    with Console(stderr=True).status(
+        "Asking nnU-Net for nnunet_ext's trainers in a fresh interpreter ..."
+    ):
         facts = _finish_probe(probe)
     sections["Devices"] = [*checks.check_devices(facts, os.environ)]
     sections["Discovery"] = [*checks.check_discovery(facts, os.environ)]

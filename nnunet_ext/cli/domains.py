@@ -14,9 +14,11 @@ from nnunet_ext.domains import assignment, splits, store
 from nnunet_ext.nnunet.datasets import PREPROCESSED, find_dataset, nnunet_folder, number_of
 
 Regex = Annotated[
-    str | None, Option(metavar="PATTERN", help="Assign: the group (?P<domain>...) of case names.")
+    str | None, Option(metavar="PATTERN", help="Assign what (?P<domain>...) matches in case names.")
 ]
-Csv = Annotated[Path | None, Option("--csv", metavar="FILE", help="Assign: lines of case,domain.")]
+Csv = Annotated[
+    Path | None, Option("--csv", metavar="FILE", help="Assign from a file of lines case,domain.")
+]
 
 
 def command(
@@ -30,7 +32,7 @@ def command(
 ) -> None:
     """Show or assign the domain of each training case; write leave-one-domain-out folds.
 
-    Domains stand in dataset.json, raw and preprocessed. Without options, they are shown.
+    Domains are kept in dataset.json, raw and preprocessed. Without options, they are shown.
 
     \b
     Examples:
@@ -87,8 +89,8 @@ def _show(name: str, cases: list[str], assigned: Mapping[str, str]) -> None:
     for copy in copies:
         if assignment.read_domains(read_object(copy), str(copy)) != assigned:
             say(
-                f"{copy} has other domains, and training reads these. Assign domains with this "
-                "command, which writes both files."
+                f"{copy} has other domains than {source}, and training reads the former. Assign "
+                "the domains again with --regex or --csv, which writes both files."
             )
 
 
@@ -103,7 +105,7 @@ def place_folds(preprocessed: Path, folds: list[splits.Split]) -> None:
     """Write folds that may be written, and say where they and the former ones are."""
     kept = splits.write_splits(preprocessed, folds)
     if kept is not None:
-        say(f"The former folds are kept in {kept}")
+        say(f"The previous folds are kept in {kept}")
     say(f"Wrote {preprocessed / splits.SPLITS_FILE}")
     say(
         f"Train with: nnUNetv2_train {number_of(preprocessed.name)} CONFIGURATION FOLD, for FOLD "

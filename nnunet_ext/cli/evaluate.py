@@ -14,7 +14,11 @@ from nnunet_ext.evaluation.metrics import METRICS
 
 Predictions = Annotated[Path, Argument(metavar="PREDICTIONS", help="Folder of predicted labels.")]
 Domain = Annotated[
-    str | None, Option(metavar="REGEX", help="(?P<domain>...); default: as dataset.json says.")
+    str | None,
+    Option(
+        metavar="REGEX",
+        help="(?P<domain>...) matches the domain in a case name; default: as in dataset.json.",
+    ),
 ]
 Lesions = Annotated[bool, Option("--lesions", help="Count found and false lesions, too.")]
 
@@ -26,11 +30,11 @@ FEWEST_SUBJECTS = 5
 """With fewer, intervals say little."""
 
 ABOUT_INTERVALS = (
-    "Intervals (95 %) are about this model on other subjects. How much another training would "
-    "differ, one model cannot tell: `nnunet-ext benchmark` and `compare` count that, too."
+    "Intervals (95 %) are about this model on other subjects. One model cannot show how much "
+    "scores vary between trainings: `nnunet-ext benchmark` and `compare` take that into account."
 )
 LEFT = {
-    "reoriented": "stored in another orientation than the prediction, so their labels were turned",
+    "reoriented": "with labels in another orientation than the prediction, which were turned",
     "without_label": "without a label, not scored",
     "without_prediction": "with a label, but not predicted, not scored",
 }
@@ -56,7 +60,7 @@ def command(
     dataset.json's and values that are not whole numbers are refused. Predictions without labels
     are named and left out.
 
-    Whoever chooses settings or checkpoints by these scores needs other cases for the final ones.
+    If you choose settings or checkpoints by these scores, take other cases for the final scores.
 
     \b
     Examples:
@@ -82,10 +86,11 @@ def command(
 def _say_more(summary: dict[str, Any], folder: Path) -> None:
     for key, what in LEFT.items():
         if names := summary[key]:
-            say(f"{len(names)} {what}: {some(names)}", "yellow")
+            say(f"{len(names)} case{'s' * (len(names) > 1)} {what}: {some(names)}", "yellow")
     if summary["subjects"] < FEWEST_SUBJECTS:
-        few = f"{summary['subjects']} {'subjects' if 'by_subject' in summary else 'cases'}"
-        say(f"Only {few}: the intervals say little.", "yellow")
+        unit = "subject" if "by_subject" in summary else "case"
+        few = f"{summary['subjects']} {unit}{'s' * (summary['subjects'] > 1)}"
+        say(f"Only {few}: the intervals are rough.", "yellow")
     say(ABOUT_INTERVALS)
     for name in ("evaluation.csv", "evaluation.json"):
         say(f"Wrote {folder / name}")

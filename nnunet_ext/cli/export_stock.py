@@ -41,7 +41,7 @@ Model = Annotated[
     Argument(metavar="MODEL", help="Folder of a trained model, TRAINER__PLANS__CONFIGURATION."),
 ]
 Output = Annotated[
-    Path, Option("-o", "--output", metavar="FOLDER", help="Where to put the new one.")
+    Path, Option("-o", "--output", metavar="FOLDER", help="Folder to put the copy into.")
 ]
 
 
@@ -96,12 +96,13 @@ def _refuse_other_networks(name: str) -> None:
     trainer: Any = getattr(trainers, name, None)
     if trainer is None:
         raise UserError(
-            f'nnunet_ext has no trainer "{name}".{did_you_mean(name, trainers.__all__)}'
+            f'nnunet_ext has no trainer "{name}".{did_you_mean(name, trainers.__all__)} '
+            "`nnunet-ext list` shows all of them."
         )
     if not _keeps_the_planned_network(trainer):
         raise UserError(
-            f"The network of {name} is not a plain nnU-Net, so it cannot be predicted with where "
-            "nnunet_ext is not installed."
+            f"The network of {name} is not a plain nnU-Net, so it cannot be exported. Install "
+            "nnunet_ext where you want to predict with it."
         )
 
 

@@ -18,7 +18,7 @@ List = Annotated[bool, Option("--list", help="Show all ten tasks and download no
 
 def command(
     tasks: Tasks = None,
-    out: Annotated[Path, Option(help="Where the task folders go.")] = Path(),
+    out: Annotated[Path, Option(help="Folder to put the tasks into.")] = Path(),
     show_list: List = False,
 ) -> None:
     """Download, verify and unpack tasks of the Medical Segmentation Decathlon.

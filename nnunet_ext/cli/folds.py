@@ -16,9 +16,11 @@ from nnunet_ext.domains import assignment, splits, store
 from nnunet_ext.nnunet.datasets import PREPROCESSED, find_dataset, nnunet_folder
 
 Subject = Annotated[
-    str, Option(metavar="REGEX", help="Its only group captures what names the patient of a case.")
+    str, Option(metavar="REGEX", help="The only group of REGEX matches the patient in a case name.")
 ]
-Check = Annotated[bool, Option("--check", help="Write nothing; say which patients folds divide.")]
+Check = Annotated[
+    bool, Option("--check", help="Write nothing; list patients in both training and validation.")
+]
 
 
 class Strata(str, Enum):
@@ -31,17 +33,19 @@ def command(
     dataset: Dataset,
     subject: Subject,
     number: Annotated[int, Option(help="Number of folds.")] = 5,
-    stratify: Annotated[Strata | None, Option(help="Give every fold its share of these.")] = None,
-    seed: Annotated[int, Option(help="Another one makes other folds.")] = 12345,
+    stratify: Annotated[
+        Strata | None, Option(help="Spread the cases of each domain evenly over the folds.")
+    ] = None,
+    seed: Annotated[int, Option(help="Seed of the random folds.")] = 12345,
     check: Check = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Write folds of a data set that keep all cases of a patient together.
 
-    nnU-Net's own folds are random by case: with several scans of a patient, most of those that
-    validate have been seen in training, and scores are too good. Writes splits_final.json,
-    which every trainer of nnU-Net uses. --check looks at the folds that there are, or at those
-    that nnU-Net would make, and ends with exit code 1 if one of them divides a patient.
+    nnU-Net's own folds are random by case: with several scans of a patient, most patients in
+    validation are in training as well, and scores come out too high. Writes splits_final.json,
+    which every trainer of nnU-Net uses. --check looks at the existing folds, or at those
+    that nnU-Net would make, and ends with exit code 1 if one has a patient in both parts.
 
     \b
     Examples:
@@ -82,7 +86,10 @@ def _check(name: str, path: Path, subjects: Mapping[str, str]) -> None:
         found = splits.nnunets_folds(subjects)
     if unknown := splits.cases_of(found) - set(subjects):
         cases = assignment.named_cases(sorted(unknown))
-        raise UserError(f"{where} name no training cases: {cases}.")
+        raise UserError(
+            f"{where} has cases that are not training cases of {name}: {cases}. Correct the file, "
+            "or run this command without --check to write new folds."
+        )
     divided = splits.divided_subjects(found, subjects.__getitem__)
     leaked = [sum(map(len, parted.values())) for parted in divided]
     held_out = [len(split["val"]) for split in found]
@@ -93,8 +100,8 @@ def _check(name: str, path: Path, subjects: Mapping[str, str]) -> None:
     all_subjects = len(set(subjects.values()))
     if any(divided):
         raise UserError(
-            f"{len(set().union(*divided))} of {all_subjects} patients are divided: {sum(leaked)} "
-            f"of {sum(held_out)} held-out cases have one who is in training, too. Without "
-            "--check, this command writes folds that keep patients together."
+            f"{len(set().union(*divided))} of {all_subjects} patients are in both training and "
+            f"validation of a fold, with {sum(leaked)} of {sum(held_out)} held-out cases. Run this "
+            "command without --check to write folds that keep patients together."
         )
-    say(f"No fold divides one of the {all_subjects} patients.")
+    say(f"None of the {all_subjects} patients is in both training and validation of a fold.")

@@ -7,28 +7,29 @@ from typer import Argument, Option
 from nnunet_ext._common.console import say
 from nnunet_ext.cli.domains import show_domains
 from nnunet_ext.domains import joining
+from nnunet_ext.nnunet.datasets import DATASET_JSON
 
 Datasets = Annotated[
     list[str], Argument(metavar="DATASET", help="Numbers or names of raw data sets.")
 ]
 Unlabeled = Annotated[
     list[str] | None,
-    Option(metavar="D", help="Data set whose images serve without labels; may be repeated."),
+    Option(metavar="D", help="Data set to take images without labels from; may be repeated."),
 ]
 
 
 def command(
     datasets: Datasets,
-    number: Annotated[int, Option("--id", min=1, max=999, help="Number of the new one.")],
-    name: Annotated[str, Option(help="Its name, what stands behind Dataset012_.")],
+    number: Annotated[int, Option("--id", min=1, max=999, help="Number of the new data set.")],
+    name: Annotated[str, Option(help="Its name, without Dataset012_.")],
     unlabeled: Unlabeled = None,
-    link: Annotated[bool, Option("--link", help="Make links to the files, no copies.")] = False,
+    link: Annotated[bool, Option("--link", help="Link the files instead of copying them.")] = False,
 ) -> None:
     """Make one raw data set of several; each becomes a domain.
 
     Labels, channels and file endings must agree. A data set that has domains of its own keeps
     them, with its name in front. Cases keep their names unless two data sets share one. Images
-    without labels go to imagesUn, where nnU-Net's commands never look. Test images stay behind.
+    without labels go to imagesUn, where nnU-Net's commands never look. Test images are left out.
 
     \b
     Examples:
@@ -50,8 +51,8 @@ def command(
     if joined.unlabelled and "CT" in joined.content[joining.CHANNELS].values():
         say(
             "Unless the images without labels are CT as well, replace CT by another name in "
-            "channel_names of its dataset.json before you plan: nnU-Net would clip and scale them "
-            "by the intensities of labelled CT.",
+            f"{joining.CHANNELS} of {joined.folder / DATASET_JSON} before you plan: "
+            "nnU-Net would clip and scale them by the intensities of the labelled CT images.",
             "yellow",
         )
     say(f"Next: nnUNetv2_plan_and_preprocess -d {number} --verify_dataset_integrity")

@@ -22,9 +22,9 @@ Planned = Annotated[
     Argument(metavar="DATASET", help="Number or name of a planned data set, or a model's folder."),
 ]
 Configuration = Annotated[str, Option("-c", "--configuration", help="Configuration in the plans.")]
-Trainer = Annotated[str, Option("-tr", "--trainer", help="Any trainer of nnUNetv2_train's.")]
+Trainer = Annotated[str, Option("-tr", "--trainer", help="Trainer, as in nnUNetv2_train.")]
 Gpu = Annotated[
-    float | None, Option(metavar="GB", min=0.1, help="Say what fits a GPU of so many GB.")
+    float | None, Option(metavar="GB", min=0.1, help="Also show what fits a GPU of so many GB.")
 ]
 
 
@@ -100,7 +100,7 @@ def _show(report: dict[str, Any]) -> None:
     patch = "x".join(map(str, report["patch_size"]))
     say(
         f"{report['trainer']}, {report['configuration']} of {report['plans']}: patch {patch}, "
-        f"batch {report['batch_size']}. Held at most, simulated, in GB:"
+        f"batch {report['batch_size']}. Peak memory, simulated, in GB:"
     )
     peaks = report["peaks"]
     rows = [
@@ -109,14 +109,14 @@ def _show(report: dict[str, Any]) -> None:
     ]
     show_table(("", *peaks), rows)
     needed = report["gpu_gb_needed"]
-    say(f"By nnU-Net's reckoning, training takes a GPU of {needed:.1f} GB.")
+    say(f"By the measure of nnU-Net's planner, training needs a GPU of {needed:.1f} GB.")
     if "gpu" not in report:
         return
     gpu = report["gpu"]
     say(
-        f"It {'fits' if gpu['training_fits'] else 'DOES NOT FIT'} {gpu['gb']:g} GB, which hold "
-        f"{gpu['bytes'] / GB:.2f} GB of what is simulated; CUDA, its libraries and gaps take the "
-        "rest.",
+        f"The training {'fits' if gpu['training_fits'] else 'DOES NOT FIT'} {gpu['gb']:g} GB, of "
+        f"which {gpu['bytes'] / GB:.2f} GB are left for what is simulated; CUDA, its libraries and "
+        "fragmentation take the rest.",
         "green" if gpu["training_fits"] else "red",
     )
     if not gpu["prediction_fits"]:

@@ -12,15 +12,17 @@ Labels = Annotated[
     Option("-l", "--labels", metavar="FOLDER", help="True labels; default: labelsUn or labelsTs."),
 ]
 LabelsOf = Annotated[
-    str | None, Option(metavar="D", help="Data set or dataset.json; default: beside predictions.")
+    str | None,
+    Option(metavar="D", help="Data set or dataset.json; default: the one beside the predictions."),
 ]
 SubjectPattern = Annotated[
-    str | None, Option(metavar="REGEX", help="Its only group names the patient of a case.")
+    str | None,
+    Option(metavar="REGEX", help="The only group of REGEX matches the patient in a case name."),
 ]
-Processes = Annotated[int | None, Option(min=1, help="Default: nnU-Net's nnUNet_def_n_proc.")]
+Processes = Annotated[int | None, Option(min=1, help="Processes; default: nnUNet_def_n_proc.")]
 AsJson = Annotated[bool, Option("--json", help="Print JSON instead of tables.")]
-Out = Annotated[Path | None, Option("-o", "--out", metavar="FOLDER", help="Where it goes.")]
-Images = Annotated[bool, Option(help="Show cases; leave out for data that must not be spread.")]
+Out = Annotated[Path | None, Option("-o", "--out", metavar="FOLDER", help="Folder to write to.")]
+Images = Annotated[bool, Option(help="Show images of cases; not for data that must stay private.")]
 Overwrite = Annotated[
     bool, Option("--overwrite", help="Replace folds on which models were trained.")
 ]

@@ -60,14 +60,14 @@ def from_pattern(pattern: str, cases: Iterable[str]) -> Domains:
     compiled = _compiled(pattern)
     if GROUP not in compiled.groupindex:
         raise UserError(
-            f"{pattern} has no group named {GROUP}. An example that has, for names such as "
-            f"SiteA_001: (?P<{GROUP}>[^_]+)_"
+            f"The pattern {pattern} has no group named {GROUP}. An example that has, for "
+            f"names such as SiteA_001: (?P<{GROUP}>[^_]+)_"
         )
     domains, missed = _captured(compiled.match, cases, GROUP)
     if missed:
         raise UserError(
-            f"{pattern} finds no domain in {named_cases(missed)}. It must match at the start of "
-            "every name; nothing was written."
+            f"The pattern {pattern} finds no domain in {named_cases(missed)}. It must "
+            "match at the start of every name; nothing was written."
         )
     return domains
 
@@ -89,12 +89,15 @@ def subjects_from_pattern(pattern: str, cases: Iterable[str]) -> dict[str, str]:
     compiled = _compiled(pattern)
     if compiled.groups != 1:
         raise UserError(
-            f"{pattern} has {compiled.groups} groups, but needs exactly one, for what names the "
-            r"subject. An example, for names such as MR_017_left: _(\d+)"
+            f"The pattern {pattern} has {compiled.groups} groups, but needs exactly one, which "
+            r"matches the subject. An example, for names such as MR_017_left: _(\d+)"
         )
     subjects, missed = _captured(compiled.search, cases, 1)
     if missed:
-        raise UserError(f"{pattern} finds no subject in {named_cases(missed)}.")
+        raise UserError(
+            f"The pattern {pattern} finds no subject in {named_cases(missed)}. Its group "
+            "must match in every name."
+        )
     return subjects
 
 
@@ -102,7 +105,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
     except re.error as error:
-        raise UserError(f"{pattern} is not a regular expression: {error}.") from None
+        raise UserError(f"The pattern {pattern} is not a regular expression: {error}.") from None
 
 
 def _captured(
@@ -143,7 +146,7 @@ def from_csv(path: Path) -> Domains:
             )
         case, domain = values
         if case in domains:
-            raise UserError(f'{path}, line {number}: case "{case}" stands there twice.')
+            raise UserError(f'{path}, line {number}: case "{case}" is listed twice.')
         domains[case] = domain
     return domains
 
@@ -157,14 +160,14 @@ def refuse_unfit(domains: Mapping[str, str], cases: Collection[str], where: str)
         stem = re.sub(r"(_\d{4})?\..+$", "", unknown[0])
         meant = f" Leave out the ending: {stem}." if stem in known else ""
         raise UserError(
-            f"{where} has domains of cases that are no training cases: {named_cases(unknown)}."
+            f"{where} has domains of cases that are not training cases: {named_cases(unknown)}."
             f"{meant or did_you_mean(unknown[0], known)}"
         )
     missing = without_domain(domains, cases)
     if missing:
         raise UserError(
-            f"{where} has no domain for {named_cases(missing)}. Every training case needs one; "
-            "`nnunet-ext domains DATASET` with --regex or --csv assigns them."
+            f"{where} has no domain for {named_cases(missing)}. Every training case needs one: add "
+            "it, or assign all domains with `nnunet-ext domains DATASET` and --regex or --csv."
         )
 
 

@@ -109,7 +109,8 @@ def gather(
         if channels != len(shared[CHANNELS]):
             raise UserError(
                 f"{case.source}: case {case.name} has images of {channels} channels, but "
-                f"{first} has {len(shared[CHANNELS])}."
+                f"{first} has {len(shared[CHANNELS])}. Only data sets with equal channels can be "
+                "joined."
             )
     names = new_names([*cases, *images], prefixes)
     joined = dict(zip(names, cases, strict=False))
@@ -164,7 +165,9 @@ def _new_folder(raw: Path, number: int, name: str) -> Path:
     folders = [nnunet_folder(variable, must_exist=False) for variable in variables]
     taken = [path for folder in folders for path in folder.glob(f"{prefix}*")]
     if taken:
-        raise UserError(f"There is a data set of number {number} already: {taken[0]}.")
+        raise UserError(
+            f"There is a data set of number {number} already: {taken[0]}. Choose another --id."
+        )
     return raw / f"{prefix}{name}"
 
 
@@ -187,7 +190,8 @@ def new_names(cases: Sequence[Case], prefixes: Mapping[str, str]) -> list[str]:
     if again:
         places = [case.source for case, name in zip(cases, names, strict=True) if name == again[0]]
         raise UserError(
-            f"Several cases would be called {again[0]}, from {' and '.join(places)}. Rename one."
+            f"Several cases would be called {again[0]}, from {' and '.join(places)}. Rename one "
+            "of these cases."
         )
     return names
 

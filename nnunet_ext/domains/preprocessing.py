@@ -159,7 +159,9 @@ def _preprocess(
 
     def preprocess_unlabelled_voxels(data: Any, *others: Any) -> Any:
         if len(data) != channels:
-            raise ValueError(f"its images have {len(data)} channels, but the plans {channels}.")
+            raise ValueError(
+                f"its images have {len(data)} channels, but the plans have {channels}."
+            )
         refuse_unusable(images, data)
         data, seg, properties = preprocess_voxels(data, *others)
         properties["class_locations"] = preprocessor._sample_foreground_locations(seg, drawn_from)

@@ -30,7 +30,10 @@ def leave_one_out(domains: Mapping[str, str]) -> list[Split]:
     members = cases_by_domain(domains)
     if len(members) < 2:
         there_is = f'only "{next(iter(members))}"' if members else "none"
-        raise UserError(f"Leaving one domain out needs at least two domains; there is {there_is}.")
+        raise UserError(
+            f"Leaving one domain out needs at least two domains; there is {there_is}. `nnunet-ext "
+            "domains DATASET` with --regex or --csv assigns domains."
+        )
     return [
         {"train": [case for case in sorted(domains) if domains[case] != held_out], "val": cases}
         for held_out, cases in members.items()
@@ -74,19 +77,19 @@ def grouped_folds(
     if len(members) < 2:
         raise UserError(
             f"All {len(cases)} cases are of one subject, {next(iter(members), 'none')!r}, so no "
-            "fold could train on others than it holds out. Does the expression capture what "
-            "tells subjects apart?"
+            "fold would have others to train on. Does the group of the regular expression match "
+            "what tells subjects apart?"
         )
     if len(members) < number:
         raise UserError(
-            f"{number} folds need at least as many subjects, but {len(cases)} cases are of "
-            f"{len(members)}. Ask for at most {len(members)} folds."
+            f"{number} folds need at least as many subjects, but the {len(cases)} cases are of "
+            f"{len(members)} subjects. Ask for at most {len(members)} folds."
         )
     missing = [] if stratify is None else without_domain(stratify, cases)
     if missing:
         raise UserError(
-            f"{named_cases(missing)} have no domain, so that folds cannot get their share of "
-            "each. `nnunet-ext domains DATASET` with --regex or --csv assigns domains."
+            f"{named_cases(missing)} have no domain, so folds cannot be balanced by domain. "
+            "`nnunet-ext domains DATASET` with --regex or --csv assigns domains."
         )
     subjects = list(members.values())
     random.Random(seed).shuffle(subjects)
@@ -191,9 +194,9 @@ def refuse_other_folds_of_models(
         raise UserError(
             f"Models were trained on other folds of {preprocessed.name}: "
             f"{', '.join(map(str, trained[:3]))}{' and more' if trained[3:] else ''}. With "
-            "other folds, nobody could tell which cases these have seen. Move the models away, or "
-            f"replace the folds all the same with --overwrite, which keeps the old {SPLITS_FILE} "
-            "as .bak."
+            "new folds, it would be lost which cases these models were trained on. Move the models "
+            f"away, or replace the folds with --overwrite, which keeps the old {SPLITS_FILE} as "
+            ".bak."
         )
 
 

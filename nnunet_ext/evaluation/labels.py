@@ -104,7 +104,7 @@ def read_pair(truth: Path, prediction: Path, scheme: Scheme) -> Pair:
         what, theirs, ours = found
         raise UserError(
             f"{prediction} does not match {truth}: its {what} is {_shown(ours)}, that of the "
-            f"labels {_shown(theirs)}. Resample one of them, or mend its header."
+            f"labels {_shown(theirs)}. Resample one of them, or correct its header."
         )
     return Pair(true, predicted, spacing, reoriented)
 
@@ -144,8 +144,8 @@ def _refuse_other_values(path: Path, labels: NDArray[Any], allowed: Collection[i
     others = sorted(set(found.astype(int)) - set(allowed))
     if others:
         raise UserError(
-            f"{path} has the values {_shown(others, ', ')}, but dataset.json has no labels but "
-            f"{_shown(sorted(allowed), ', ')}. Labels must be stored by these numbers."
+            f"{path} has the values {_shown(others, ', ')}, but dataset.json names only the labels "
+            f"{_shown(sorted(allowed), ', ')}. Labels must be stored as these numbers."
         )
 
 

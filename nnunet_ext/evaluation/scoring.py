@@ -129,7 +129,7 @@ def find(predictions: Path, labels: Path | None = None, dataset: str | None = No
         path = next((p for f in near if (p := f / DATASET_JSON).is_file()), None)
         if path is None:
             raise UserError(
-                f"{predictions} has no {DATASET_JSON}, which says what labels mean and which "
+                f"{predictions} has no {DATASET_JSON}, which names the labels and which "
                 "nnUNetv2_predict puts beside its predictions. Name a data set or a "
                 f"{DATASET_JSON} with --dataset."
             )
@@ -154,8 +154,9 @@ def find(predictions: Path, labels: Path | None = None, dataset: str | None = No
     truths = next((found for f in folders if predicted.keys() & (found := _files(f, ending))), None)
     if truths is None:
         raise UserError(
-            f"There are no labels of the predictions in {predictions}, such as {example.name}, in "
-            f"{' or '.join(map(str, folders))}. Put them there or name their folder with --labels."
+            f"There are no labels such as {example.name} for the predictions in {predictions}: "
+            f"looked into {' and '.join(map(str, folders))}. Put them there or name their folder "
+            "with --labels."
         )
     return Found(predicted, truths, scheme, dataset_json)
 
@@ -167,8 +168,8 @@ def _label_folders(predictions: Path, plans: Path | None, dataset: str | None) -
         name = str(read_object(plans).get("dataset_name"))
     else:
         raise UserError(
-            f"{predictions} has no {PLANS_JSON}, which would say whose labels to look for. Name "
-            "their folder with --labels."
+            f"{predictions} has no {PLANS_JSON}, which would name the data set whose labels to "
+            "use. Name the folder of labels with --labels."
         )
     return [nnunet_folder(RAW) / name / folder for folder in LABEL_FOLDERS]
 

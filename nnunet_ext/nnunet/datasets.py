@@ -33,7 +33,9 @@ def nnunet_folder(variable: str, must_exist: bool = True) -> Path:
             f"for example: export {variable}=/data/{variable}"
         )
     if must_exist and not Path(value).is_dir():
-        raise UserError(f"{variable} is {value}, but there is no such folder.")
+        raise UserError(
+            f"{variable} is {value}, but there is no such folder. Create it or correct {variable}."
+        )
     return Path(value)
 
 
@@ -61,7 +63,7 @@ def find_dataset(dataset: str, *variables: str) -> str:
         return found[0]
     if found:
         raise UserError(
-            f'"{dataset}" are several data sets: {", ".join(found)}. Give the full name.'
+            f'"{dataset}" fits several data sets: {", ".join(found)}. Give the full name.'
         )
     cure = " nnUNetv2_plan_and_preprocess -d DATASET puts one there."
     raise UserError(
@@ -103,13 +105,16 @@ def training_cases(raw: Path) -> dict[str, dict[str, Any]]:
             str(raw), described
         )
     except KeyError as error:
-        raise UserError(f"{raw / DATASET_JSON} misses the key {error}.") from None
+        raise UserError(f"{raw / DATASET_JSON} has no key {error}.") from None
     except FileNotFoundError as error:
         raise UserError(f"{raw} is not a raw data set: there is no {error.filename}.") from None
     # nnU-Net takes the ._case_0000.nii.gz of macOS for one of a case called ._case
     shown = {str(case): files for case, files in cases.items() if not is_hidden(Path(str(case)))}
     if not shown:
-        raise UserError(f"{raw} has no training cases.")
+        raise UserError(
+            f"{raw} has no training cases. Do the files in imagesTr end as file_ending in "
+            f"{DATASET_JSON} says?"
+        )
     return shown
 
 

@@ -147,7 +147,7 @@ def users_settings() -> dict[str, dict[str, type]]:
                     trainer, _ = _find_users_trainer(recursive_find_python_class, name)
                 except Exception as error:
                     raise UserError(
-                        f"A trainer in {folder} cannot be imported: {error!r}"
+                        f"The trainer {name} in {file} cannot be imported: {error!r}"
                     ) from error
                 found[name] = registry.settings_read_by(trainer)
     return found

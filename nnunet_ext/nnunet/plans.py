@@ -49,7 +49,7 @@ class PlansFile:
         while parent is not None:
             if parent in chain:
                 raise UserError(
-                    f"{self.path}: the inheritance of configurations runs in a circle, "
+                    f"{self.path}: configurations inherit from each other in a circle, "
                     f"{' -> '.join([*chain, parent])}. Correct an inherits_from there."
                 )
             self._require(parent, heir=chain[-1] if chain else None)

@@ -89,7 +89,7 @@ class MindTheGapSettings(TranslatorSettings):
         Field(description="stages that it multiplies: all, deep (from its own), its own"),
     ] = "all"
     mask_renorm: Annotated[
-        bool, Field(description="only the mask's spatial variation counts; the paper has this not")
+        bool, Field(description="only the mask's spatial variation counts; not in the paper")
     ] = True
     mask_at_inference: Annotated[
         bool, Field(description="mask in prediction, too", json_schema_extra=NEUTRAL)

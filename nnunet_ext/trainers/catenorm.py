@@ -37,9 +37,9 @@ TWO_PASSES = "two passes"
 """The phase after the plain one."""
 _OWN = "own"
 OF_FIRST_EDITION = (
-    "WARNING: The checkpoint was made with the first edition of nnunet_ext. It lacks running "
-    "statistics of each pass for {} layers; both passes start from those that they shared, and "
-    "come apart as the training goes on."
+    "WARNING: The checkpoint was made by an older nnunet_ext. It lacks running statistics of each "
+    "pass for {} layers; both passes start from those that they shared, and diverge as the "
+    "training continues."
 )
 
 
@@ -68,9 +68,9 @@ class CateNormTrainer(ExtensionTrainer):
         wanted = settings.of(CateNormSettings).prior == "previous_stage"
         if wanted and configuration.get("previous_stage") is None:
             raise SettingsError(
-                f'{where}, catenorm: "prior" is "previous_stage", but this configuration has none. '
-                "Set it in 3d_cascade_fullres, or a configuration that inherits from it, or leave "
-                "it out."
+                f'{where}, catenorm: "prior" is "previous_stage", but this configuration has no '
+                'previous stage. Leave "prior" out, or set it in 3d_cascade_fullres or a '
+                "configuration that inherits from that."
             )
         return settings
 

@@ -32,8 +32,8 @@ class CheckedTrainer(nnUNetTrainer):
         if taken:
             left = {_part(name) for name in sums} - taken
             self.print_to_log_file(
-                f"Weights of another network are taken for {', '.join(sorted(taken))}; "
-                f"{', '.join(sorted(left)) or 'nothing'} begins as drawn at random."
+                f"Pretrained weights are used in {', '.join(sorted(taken))}; random initial "
+                f"weights in {', '.join(sorted(left)) or 'no other part'}."
             )
 
     def _sums(self) -> dict[str, float]:
@@ -66,8 +66,8 @@ class CheckedTrainer(nnUNetTrainer):
             where = f'"{self.configuration_name}" in {self.plans_manager.plans_name}'
             raise UserError(
                 f"{where} has a network of {len(scales) + 1} stages. Deep supervision needs "
-                f"{LEAST_STAGES}: of fewer, nnU-Net gives no output any weight, and the loss is "
-                "0/0. Plan with CompactPlanner, which plans deep enough, or train "
+                f"{LEAST_STAGES}: with fewer, nnU-Net weights every output with 0, and the loss is "
+                "0/0. Plan with CompactPlanner, which plans deep enough, or train with "
                 "ExtensionTrainerNoDeepSupervision."
             )
         return super()._build_loss()
@@ -96,8 +96,8 @@ def refuse_pretrained(trainer: str) -> None:
     """
     raise UserError(
         f"{trainer} does not load the weights that nnUNetv2_train_pretrained and its plans name, "
-        "and would train from scratch. Use a trainer of nnU-Net's for it, or nnUNetv2_train with "
-        "-pretrained_weights and plans without pretrain_info."
+        "and would train from scratch. Use one of nnU-Net's trainers for it, or nnUNetv2_train "
+        "with -pretrained_weights and plans without pretrain_info."
     )
 
 
@@ -124,8 +124,8 @@ def refuse_unknown_labels(dataset: Any, largest: int) -> None:
             raise UserError(
                 f"Case {case} has the label {odd} in {voxels} preprocessed voxels, but the largest "
                 f"that dataset.json names is {largest}. Correct its file in labelsTr or the labels "
-                "in dataset.json, then preprocess anew; `nnUNetv2_plan_and_preprocess "
-                "--verify_dataset_integrity` looks at all files."
+                "in dataset.json, then preprocess again; `nnUNetv2_plan_and_preprocess "
+                "--verify_dataset_integrity` checks all files."
             )
 
 
@@ -134,13 +134,13 @@ def blame(images: Tensor, cases: Sequence[str]) -> str:
     broken = _not_finite(images, cases)
     if not broken:
         return (
-            "Their images are finite, so that the training itself has become unstable: lower "
+            "Their images are finite, so the training itself has become unstable: lower "
             "initial_lr in the plans, then continue with --c."
         )
     named = ", ".join(f"{case} in {voxels} voxels" for case, voxels in broken.items())
     return (
         f"Images are NaN or infinite: {named} of the patch. Look at the raw images of these cases "
-        "and at nnU-Net's normalisation of them, mend them, and preprocess anew."
+        "and at nnU-Net's normalisation of them, correct them, and preprocess again."
     )
 
 

@@ -61,7 +61,7 @@ def write(checkpoint: dict[str, Any], path: str | Path) -> None:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         free = shutil.disk_usage(Path(path).parent).free
-        kept = "The former one is untouched" if Path(path).exists() else "There is no former one"
+        kept = "The previous one is kept" if Path(path).exists() else "There is no previous one"
         raise CheckpointError(
             f"Cannot write the checkpoint {path}: {error.strerror}. It needs "
             f"{content.tell() / 1e6:.1f} MB, and {free / 1e6:.1f} MB of the disk are free, unless "

@@ -85,8 +85,8 @@ class MindTheGapTrainer(ExtensionTrainer):
         """Read settings, and refuse a cascade before nnU-Net makes a folder for its model."""
         if configuration.get("previous_stage") is not None:
             raise UserError(
-                f"{cls.__name__} cannot train {where}, because nobody predicts the previous stage "
-                "of images without labels. Train 3d_lowres or 3d_fullres."
+                f"{cls.__name__} cannot train {where}, because nnU-Net does not predict the "
+                "previous stage for images without labels. Train 3d_lowres or 3d_fullres."
             )
         return super().read_settings(configuration, where)
 
@@ -167,9 +167,9 @@ class MindTheGapTrainer(ExtensionTrainer):
         """Have nnU-Net read labelled cases in target looks, which may need Step A first."""
         if "CTNormalization" in self.configuration_manager.normalization_schemes:
             self.print_to_log_file(
-                "WARNING: the plans clip and scale all images by what labelled CT images hold. "
-                "Unless the images without labels are CT as well, name the channel otherwise in "
-                'dataset.json (for example "image"), plan and preprocess again.'
+                "WARNING: the plans clip and scale all images by the intensities of the labelled "
+                "CT images. Unless the images without labels are CT as well, give the channel "
+                'another name in dataset.json (such as "image"), then plan and preprocess again.'
             )
         unlabelled = preprocessed_unlabelled(
             self.plans_manager,
@@ -195,8 +195,9 @@ class MindTheGapTrainer(ExtensionTrainer):
         )
         if self._translations not in ("", translated.parent.name):
             self.print_to_log_file(
-                f"WARNING: this training began with {self._translations}. Preprocessed images have "
-                f"changed since, so that it goes on with {translated.parent.name}."
+                f"WARNING: this training began with the translated images in {self._translations}. "
+                "Preprocessed images have changed since, so it continues with those in "
+                f"{translated.parent.name}."
             )
         self._translations = translated.parent.name
         self.preprocessed_dataset_folder = str(translated)

@@ -94,7 +94,7 @@ class PhasedTrainer(nnUNetTrainer):
             unmet = phase.name not in self.phases_begun and start < self.num_epochs
             if unmet and self.current_epoch >= self.num_epochs:
                 raise UserError(
-                    f"{self.current_epoch} epochs are trained already, so that num_epochs "
+                    f"{self.current_epoch} epochs are trained already, so num_epochs "
                     f'{self.num_epochs} leaves none for the phase "{phase.name}", which has not '
                     f"begun. Set num_epochs to more than {self.current_epoch}."
                 )
@@ -102,8 +102,8 @@ class PhasedTrainer(nnUNetTrainer):
         for phase, start in starts.items():
             if start == 0 < phase.after:
                 self.print_to_log_file(
-                    f"WARNING: {self.num_epochs} epochs are too few for what is to come before "
-                    f'the phase "{phase.name}".'
+                    f'WARNING: the phase "{phase.name}" begins at once, because {self.num_epochs} '
+                    "epochs are too few for what should come before it. Set num_epochs higher."
                 )
 
     def on_train_epoch_start(self) -> None:

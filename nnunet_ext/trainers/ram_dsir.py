@@ -226,8 +226,8 @@ class RAMDSIRTrainer(ExtensionTrainer):
         if trained != self.domain_names:
             raise CheckpointError(
                 f"{filename} was trained with the domains {', '.join(trained)}, but "
-                f"dataset.json now has {', '.join(self.domain_names)}. Restore them, or train "
-                "afresh."
+                f"dataset.json now has {', '.join(self.domain_names)}. Restore the former "
+                "domains (nnunet-ext domains), or train from scratch."
             )
 
     def _continue_from(self, state: dict[str, Any]) -> None:

@@ -33,8 +33,8 @@ class StoppableTrainer(nnUNetTrainer):
         if self.local_rank == 0:
             request.unlink()
         self.print_to_log_file(
-            f"Stopped after {self.current_epoch} of {self.num_epochs} epochs because of {request}, "
-            "which is removed. The same command with --c goes on."
+            f"Stopped after {self.current_epoch} of {self.num_epochs} epochs because of the file "
+            f"{request}, which is now removed. Continue with the same command and --c."
         )
         raise SystemExit(0)
 

@@ -83,7 +83,7 @@ def survey(dataset: Any, name: str) -> Survey:
         if broken := int(np.count_nonzero(~np.isfinite(flat))):
             raise UserError(
                 f"Case {case} of the {name} images is NaN or infinite in {broken} preprocessed "
-                "voxels. Mend its raw image, then preprocess anew."
+                "voxels. Correct its raw image, then preprocess again."
             )
         samples.append(flat[:, rng.integers(flat.shape[1], size=min(_VOXELS, flat.shape[1]))])
         shapes.append(voxels.shape[1:])
@@ -91,7 +91,7 @@ def survey(dataset: Any, name: str) -> Survey:
     if not np.all(high > low):
         raise UserError(
             f"Channel {int(np.argmin(high - low))} of the {name} images has the same intensity "
-            "nearly everywhere, so there is nothing to translate. Look at these images."
+            "nearly everywhere, so there is nothing to translate. Check these images."
         )
     return Survey(IntensityRange(_floats(low), _floats(high)), tuple(np.max(shapes, axis=0)))
 

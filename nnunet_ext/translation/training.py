@@ -106,8 +106,9 @@ class TranslatorTraining:
             if seen.min() < LEAST_SEEN:
                 log(
                     f"WARNING: the translator is trained on crops of {self.shape}, but translates "
-                    f"images of up to {tuple(largest[3 - dim :])}. How much it sees changes its "
-                    "statistics: raise translator_crop if memory allows."
+                    f"images of up to {tuple(largest[3 - dim :])}. The size changes the "
+                    "statistics of its normalisation: raise mind_the_gap.translator_crop if memory "
+                    "allows."
                 )
         else:
             self.ranges = _ranges(state)
@@ -123,7 +124,7 @@ class TranslatorTraining:
         if state is not None:
             self._restore(state)
             if not self.is_finished:
-                log(f"Step A goes on at iteration {self.iteration}.")
+                log(f"Step A continues at iteration {self.iteration}.")
 
     def _build(self, start: int = 0) -> None:
         """Make networks and optimisers, with weights of this start."""
@@ -240,7 +241,8 @@ class TranslatorTraining:
         steps = settings.translator_iterations + (settings.translator_starts - 1) * self._trial
         self.log(
             f"Step A takes {seconds:.2g} s for each iteration, about {duration(steps * seconds)} "
-            "for all. A smaller network is faster: translator_filters=16, translator_blocks=2."
+            "for all. A smaller network is faster: mind_the_gap.translator_filters=16, "
+            "mind_the_gap.translator_blocks=2."
         )
         self._build()
 
@@ -324,7 +326,7 @@ class TranslatorTraining:
         if broken:
             raise NonFiniteLossError(
                 f'{progress}: the loss part "{broken[0]}" became {figures[broken[0]]}. The last '
-                "checkpoint is untouched. Look for infinite or missing voxels."
+                "checkpoint is untouched. Check the images for NaN or infinite voxels."
             )
         described = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
         self.log(f"{progress}: {described}; {rate:.1f} images per second")
@@ -376,7 +378,7 @@ class TranslatorTraining:
         except Exception as error:  # damaged bytes can raise anything
             raise CheckpointError(
                 f"Cannot read {file}. It was probably damaged while being copied; delete it to "
-                "train the translator anew."
+                "train the translator again."
             ) from error
         return state
 

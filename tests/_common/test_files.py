@@ -63,7 +63,7 @@ def test_what_killed_processes_have_left_is_cleared_by_name(tmp_path: Path) -> N
 
 
 def test_a_folder_in_which_nobody_may_write_is_named(tmp_path: Path) -> None:
-    told = f"written in {tmp_path}, but nobody may write there: Read-only"
+    told = f"Cannot write into {tmp_path}: Read-only"
     with pytest.raises(UserError, match=told), writing(tmp_path):
         raise OSError(errno.EROFS, "Read-only file system")
     with pytest.raises(OSError, match="Too many"), writing(tmp_path):

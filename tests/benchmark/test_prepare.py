@@ -130,8 +130,8 @@ def test_folds_do_not_change_once_there_are_trainings(world: World) -> None:
     [
         ({"folds": [3]}, "There is no fold 3"),
         ({"folds": [0, 1, 2, 3, 4]}, "splits_final.json has the folds 0. Say which to train"),
-        ({"splits": [{"validation": "patient.*"}]}, "matches no case"),
-        ({"splits": [{"validation": ".*"}]}, "matches no case"),
+        ({"splits": [{"validation": "patient.*"}]}, "no case matches 'patient.*'"),
+        ({"splits": [{"validation": ".*"}]}, "no case is left to train by '.*'"),
         ({"configurations": ["2d"]}, 'no configuration "2d"'),
         ({"plans": "SomePlans"}, "no planner is known"),
         ({"plan_changes": {"patch_size": [16, 16]}}, "multiple of"),
@@ -210,7 +210,7 @@ def test_hand_made_folds_stay_and_subjects_on_both_sides_are_said(
     users.write_text(json.dumps([{"train": ["case_0", "case_1"], "val": ["case_2", "case_3"]}]))
     _, prepared = prepare(world, subject="(case)")
     assert prepared.folds == {0: ["case_2", "case_3"]}
-    assert "Fold 0 trains on other cases of 1 held-out subjects." in capsys.readouterr().out
+    assert "fold 0 trains on other cases of 1 held-out subjects, so" in capsys.readouterr().out
 
 
 def test_the_second_stage_of_a_cascade_is_refused(make_world: MakeWorld) -> None:
@@ -256,7 +256,7 @@ def test_preprocessing_that_leaves_nothing_is_an_error(
     data = world.root / "preprocessed" / DATASET / f"{PLANS}_data"
     data.rename(data.with_name("away"))
     monkeypatch.setattr(commands, "run_command", lambda *_: None)
-    with pytest.raises(UserError, match="holds not all 4 cases"):
+    with pytest.raises(UserError, match="does not hold all 4 cases"):
         prepare(world)
 
 

@@ -202,7 +202,7 @@ def test_a_record_becomes_a_page_again(cli: Cli, tmp_path: Path) -> None:
     assert scores[0] == scores[1]
     outcome = cli("benchmark", "report", str(tmp_path / "record"), "--baseline", "nobody")
     assert outcome.code == 1
-    assert '"nobody" is no arm' in outcome.err
+    assert '"nobody" is not an arm of ' in outcome.err
 
 
 def test_data_sets_of_one_file_get_one_report(

@@ -229,7 +229,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
         "is missing or damaged",
     ),
     "no folder": (shutil.rmtree, "There is no folder"),
-    "an empty folder": (empty, "is no model folder"),
+    "an empty folder": (empty, "is not a model folder"),
 }
 
 

@@ -221,7 +221,7 @@ def test_settings_of_a_method_of_others_are_written_and_shown(
         ("mine.strength=much", '"strength" is "much"'),
         ("mine.strnegth=2", "Did you mean strength?"),
         ("mien.strength=2", "Did you mean mine?"),
-        ("strength=2", "need its name: mine.strength."),
+        ("strength=2", "begin with its name: mine.strength."),
     ],
 )
 def test_settings_of_a_method_of_others_are_checked(
@@ -269,7 +269,7 @@ NEW = ("--name", "new", "--set", "num_epochs=2")
         (("--name", "new", "--set", "seed.x=4"), ["seed is 7"]),
         (("--name", "new", "--set", "catenorm.reducton=4"), ["reduction?", "Allowed: decoder"]),
         (("--name", "new", "--set", "catenorm.reduction=0"), ["reduction", "greater than"]),
-        (("--name", "new", "--set", "reduction=4"), ["need its name: catenorm.reduction."]),
+        (("--name", "new", "--set", "reduction=4"), ["begin with its name: catenorm.reduction."]),
         (("--name", "new", "--set", "catenorm.encoder_stages=0,1"), ["an array such as [0, 1]"]),
         (("--name", "a__b", "--set", "num_epochs=2"), ['"a__b"', "double underscores"]),
         (("--name", "a/b", "--set", "num_epochs=2"), ['"a/b"']),
@@ -280,7 +280,7 @@ NEW = ("--name", "new", "--set", "num_epochs=2")
         (("-c", "2d", "--name", "2d", "--set", "seed=2"), ["not made by", "another --name"]),
         (("-c", "mine", "--name", "mine", "--set", "seed=2", "--overwrite"), ["cannot inherit"]),
         ((*NEW, "-c", "3d_fulres"), ['"3d_fulres"', "Did you mean 3d_fullres?", "There are: 2d"]),
-        (("--show", *NEW), ["--show only reads"]),
+        (("--show", *NEW), ["--show writes nothing"]),
         (("--show", "-c", "nothing"), ['"nothing"', "There are: 2d"]),
     ],
 )

@@ -138,7 +138,7 @@ def test_folds_of_models_are_replaced_only_when_told_and_kept(
     outcome = domains("--regex", PATTERN, "--leave-one-out", "--overwrite")
     assert outcome.code == 0, outcome.err
     assert (preprocessed / "splits_final.json.bak").read_text() == before
-    assert "The former folds are kept in" in outcome.out
+    assert "The previous folds are kept in" in outcome.out
     assert domains("--leave-one-out").code == 0  # the same folds again
 
 
@@ -173,7 +173,7 @@ def test_a_mistake_is_explained_and_nothing_is_written(
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ("Basel_1,A\nBasel_2,A\nUlm_1,B\nUlm_2,B\n", "no training cases: 1 case (Ulm_2)"),
+        ("Basel_1,A\nBasel_2,A\nUlm_1,B\nUlm_2,B\n", "not training cases: 1 case (Ulm_2)"),
         ("Basel_1,A\nBasel_2,A\n", "no domain for 1 case (Ulm_1)"),
     ],
 )

@@ -75,7 +75,7 @@ def test_perfect_predictions_score_one_and_cases_without_label_are_named(
         "[1.000, 1.000] " * 2 + "[0.00, 0.00] [0.00, 0.00]",
     ]
     assert [line.split()[0] for line in lines[3:7:2]] == ["spleen", "mean"]
-    assert "1 without a label, not scored: c" in lines
+    assert "1 case without a label, not scored: c" in lines
     assert any("Only 2 cases" in line for line in lines)
     assert f"Wrote {predicted / 'evaluation.csv'}" in lines
 
@@ -120,7 +120,7 @@ def test_labels_can_lie_anywhere_and_those_for_the_unlabelled_images_come_first(
     write(elsewhere / "b.nii.gz", truth(1))
     write(elsewhere / "z.nii.gz", truth(1))
     outcome = cli("evaluate", str(predicted), "--labels", str(elsewhere))
-    assert "1 with a label, but not predicted, not scored: z" in outcome.out
+    assert "1 case with a label, but not predicted, not scored: z" in outcome.out
     assert set(scores_of(predicted)["case"]) == {"b"}
 
 
@@ -226,7 +226,7 @@ def test_labels_in_another_orientation_score_as_in_the_predictions_own_and_are_n
     outcome = cli("evaluate", str(predicted), "--labels", str(labels))
     assert outcome.code == 0, outcome.err
     assert (
-        "1 stored in another orientation than the prediction, so their labels were turned: b"
+        "1 case with labels in another orientation than the prediction, which were turned: b"
         in (outcome.out)
     )
     pd.testing.assert_frame_equal(scores_of(predicted), expected)
@@ -243,7 +243,7 @@ def test_labels_in_another_orientation_score_as_in_the_predictions_own_and_are_n
             "its direction is 0 x 0.8 x -0.6 x 0",
         ),
         (lambda image: image[1:], "its shape is 10 x 10 x 6, that of the labels 9 x 10 x 6"),
-        (lambda image: image * 255, "has the values 254, 255, but dataset.json has no labels but"),
+        (lambda image: image * 255, "has the values 254, 255, but dataset.json names only the"),
         (lambda image: image + 3 * (image == 2), "has the values 5, but dataset.json"),
         (with_value(0.5), "has values that are not whole numbers: 0.5"),
         (with_value(math.nan), "has values that are not whole numbers: NaN"),
@@ -290,7 +290,7 @@ def test_files_of_other_systems_are_no_cases(cli: Cli, predicted: Path) -> None:
         ),
         (
             lambda folder: [path.rename(folder / f"x_{path.name}") for path in folder.glob("*.gz")],
-            "no labels of the predictions",
+            "There are no labels such as ",
         ),
     ],
 )
@@ -345,7 +345,7 @@ def test_cases_of_a_patient_count_once_and_domains_are_told_apart(
     assert outcome.code == 0, outcome.err
     assert "Only 2 subjects" in outcome.out
     assert "Domain x" in outcome.out
-    assert "on other subjects. How much another training" in outcome.out
+    assert "on other subjects. One model cannot show" in outcome.out
     scores, content = scores_of(predicted), json.loads((predicted / "evaluation.json").read_text())
     dice = scores[scores["label"] == "liver"].groupby("subject")["dice"].mean()
     liver = content["labels"]["liver"]

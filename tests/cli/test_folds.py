@@ -50,7 +50,9 @@ def test_folds_keep_patients_together_and_get_their_share_of_each_domain(
     assert ["0", "2", "4", "2", "2", "8"] in lines(outcome.out)
     assert f"Wrote {preprocessed / 'splits_final.json'}\n" in outcome.out
     assert "for FOLD 0 to 2." in outcome.out
-    assert folds(*SUBJECT, "--check").out.endswith("No fold divides one of the 6 patients.\n")
+    assert folds(*SUBJECT, "--check").out.endswith(
+        "None of the 6 patients is in both training and validation of a fold.\n"
+    )
 
 
 def test_check_names_patients_that_folds_divide_and_fails(folds: Folds, preprocessed: Path) -> None:
@@ -59,7 +61,8 @@ def test_check_names_patients_that_folds_divide_and_fails(folds: Folds, preproce
     outcome = folds(*SUBJECT, "--check")
     assert outcome.code == 1
     assert ["0", "2", "1", "1"] in lines(outcome.out)
-    assert "1 of 6 patients are divided: 1 of 2 held-out cases" in outcome.err
+    assert "1 of 6 patients are in both training and validation of a fold" in outcome.err
+    assert "with 1 of 2 held-out cases" in outcome.err
 
 
 def test_without_folds_those_that_nnunet_would_make_are_checked(
@@ -94,7 +97,7 @@ def test_folds_of_models_are_replaced_only_when_told_and_kept(
         (("--subject", r"CT_(\d)"), "finds no subject in 6 cases (MR_0, MR_1,"),
         (("--subject", "_."), "needs exactly one"),
         (("--subject", "(_)"), "All 12 cases are of one subject, '_'"),
-        ((*SUBJECT, "--number", "7"), "12 cases are of 6. Ask for at most 6 folds."),
+        ((*SUBJECT, "--number", "7"), "12 cases are of 6 subjects. Ask for at most 6 folds."),
         ((*SUBJECT, "--number", "1"), "leave no case to train on"),
         ((*SUBJECT, "--stratify", "sites"), "'sites' is not"),
     ],
@@ -114,7 +117,7 @@ def test_a_mistake_is_explained_and_nothing_is_written(
         ([], "must hold a list of folds"),
         ([{"train": ["CT_0"]}], 'fold 0 needs a list of cases under "val"'),
         ([{"train": [], "val": ["CT_0"]}], "fold 0 has no training cases"),
-        ([{"train": ["CT_0"], "val": ["US_7"]}], "name no training cases: 1 case (US_7)"),
+        ([{"train": ["CT_0"], "val": ["US_7"]}], ": 1 case (US_7). Correct the file"),
     ],
 )
 def test_folds_that_are_none_are_refused_by_the_check(

@@ -21,7 +21,13 @@ def test_a_table_shows_each_phase_and_what_fits(cli: CLI) -> None:
     outcome = cli("memory", "777", *options)
     assert outcome.code == 0, outcome.err
     assert "CateNormTrainer, tiny_base of TinyPlans: patch 16x16x16, batch 2" in outcome.out
-    for word in ("prediction", "activations", "It fits 8 GB", "Largest batch", "Largest patch"):
+    for word in (
+        "prediction",
+        "activations",
+        "training fits 8 GB",
+        "Largest batch",
+        "Largest patch",
+    ):
         assert word in outcome.out
     assert max(map(len, outcome.out.splitlines()[1:9])) <= 80
 
@@ -44,7 +50,7 @@ def test_a_models_folder_is_enough(cli: CLI, world: tiny.World, tmp_path: Path) 
     (model / "dataset.json").write_text(json.dumps(world.task.dataset_json))
     outcome = cli("memory", str(model), "-c", tiny.CONFIGURATION)
     assert outcome.code == 0, outcome.err
-    assert "training takes a GPU of" in outcome.out
+    assert "training needs a GPU of" in outcome.out
 
 
 @pytest.mark.usefixtures("world")

@@ -127,7 +127,7 @@ def test_a_table_is_read_with_and_without_heading(
         ("a1,A\na2;A\n", r"line 2: expected .* got 'a2;A'"),
         ("a1,A,x\n", "line 1: expected"),
         ("a1,A\na2,\n", "line 2: expected"),
-        ("a1,A\na1,B\n", 'line 2: case "a1" stands there twice'),
+        ("a1,A\na1,B\n", 'line 2: case "a1" is listed twice'),
     ],
 )
 def test_a_line_that_is_no_case_and_domain_is_named(
@@ -149,7 +149,7 @@ def test_a_table_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 
 def test_domains_of_unknown_cases_are_refused_with_the_near_name() -> None:
-    with pytest.raises(UserError, match=r"here .*no training cases: 1 case \(b1\).*mean b01\?"):
+    with pytest.raises(UserError, match=r"here .*not training cases: 1 case \(b1\).*mean b01\?"):
         refuse_unfit(DOMAINS, ["a1", "a2", "b01"], "here")
 
 

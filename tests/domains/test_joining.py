@@ -272,7 +272,10 @@ def test_a_case_that_misses_a_file_is_named(make_raw: MakeRaw, file: str, messag
 
 @pytest.mark.parametrize(
     ("domains", "message"),
-    [({"b1": "A"}, r"no domain for 1 case \(b2\)"), ({"x": "A"}, r"no training cases: 1 case \(x")],
+    [
+        ({"b1": "A"}, r"no domain for 1 case \(b2\)"),
+        ({"x": "A"}, r"not training cases: 1 case \(x"),
+    ],
 )
 def test_domains_of_a_source_must_fit_its_cases(
     make_raw: MakeRaw, domains: dict[str, str], message: str

@@ -174,7 +174,7 @@ def test_planned_channels_that_the_images_do_not_have_are_refused(
 ) -> None:
     world = make_world()
     with_unlabelled(world)
-    with pytest.raises(UserError, match=r"un_0 in imagesUn: .* 1 channels, but the plans 3"):
+    with pytest.raises(UserError, match=r"un_0 in imagesUn: .* 1 channels, but the plans have 3"):
         prepare(world, normalization_schemes=["NoNormalization"] * 3)
 
 

@@ -100,7 +100,7 @@ def test_folds_depend_on_the_seed_and_not_on_the_order_of_cases() -> None:
     ("number", "domains", "message"),
     [
         (1, None, "1 folds leave no case to train on"),
-        (36, None, "70 cases are of 35. Ask for at most 35 folds"),
+        (36, None, "70 cases are of 35 subjects. Ask for at most 35 folds"),
         (5, {"LGE_00": "LGE"}, r"69 cases \(bSSFP_00, .*have no domain"),
     ],
 )

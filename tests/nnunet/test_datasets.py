@@ -115,7 +115,7 @@ def test_a_folder_without_training_images_is_refused(make_world: Callable[..., W
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "not valid JSON"), ("[]", "must hold a JSON object"), ("{}", "misses the key 'file_en")],
+    [("{", "not valid JSON"), ("[]", "must hold a JSON object"), ("{}", "has no key 'file_en")],
 )
 def test_a_damaged_dataset_json_is_named(
     make_world: Callable[..., World], content: str, message: str

@@ -337,7 +337,7 @@ class TestCascade:
 
     def test_a_configuration_without_previous_stage_is_refused(self, make_world: MakeWorld) -> None:
         with pytest.raises(
-            SettingsError, match=r"has none\. Set it in 3d_cascade_fullres"
+            SettingsError, match=r"has no previous stage\. .* set it in 3d_cascade_fullres"
         ) as error:
             make_world().trainer("CateNormTrainer", self.CHOSEN)
         assert '"tiny"' in str(error.value)

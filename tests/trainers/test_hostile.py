@@ -48,7 +48,7 @@ def test_a_disk_without_room_for_a_checkpoint_is_named_with_what_it_needs(
         checkpoint.write(large, path)
     message = str(refusal.value)
     assert f"Cannot write the checkpoint {path}: File too large. It needs 4.0 MB" in message
-    assert ("The former one is untouched" in message) == former
+    assert ("The previous one is kept" in message) == former
     assert [each.name for each in tmp_path.iterdir()] == [path.name] * former
     if former:
         assert checkpoint.read(path)["network_weights"].shape == (1,)

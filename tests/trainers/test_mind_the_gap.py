@@ -398,7 +398,7 @@ def test_a_read_only_folder_is_named_only_where_something_must_be_written(
 ) -> None:
     world = make_world(dim=2)
     folder = world.root / "preprocessed" / tiny.DATASET
-    told = f"written in {folder}, but nobody may write there"
+    told = f"Cannot write into {folder}: "
     with read_only(folder), pytest.raises(UserError, match=told):
         make(world)
     make(world)

@@ -82,7 +82,7 @@ def test_a_training_too_short_for_what_comes_before_a_phase_says_so(
     world = make_world(dim=2)
     for planned, told in ((1, True), (2, False)):
         world.trainer(InPhases, {"num_epochs": planned}).on_train_start()
-        warning = f'WARNING: {planned} epochs are too few for what is to come before the phase "se'
+        warning = f'WARNING: the phase "second" begins at once, because {planned} epochs are'
         assert (warning in capsys.readouterr().out) is told
 
 

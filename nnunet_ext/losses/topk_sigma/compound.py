@@ -276,7 +276,7 @@ def _observed_step(voxels: Tensor) -> int:
 def _refuse_other_losses(loss: Any) -> None:
     if not isinstance(loss, DC_and_CE_loss | DC_and_BCE_loss):
         raise UserError(
-            "The top-k / sigma loss can go around nnU-Net's default losses only, DC_and_CE_loss "
+            "The top-k / sigma loss works with nnU-Net's default losses only, DC_and_CE_loss "
             f"and DC_and_BCE_loss, but this trainer's loss is {type(loss).__name__}."
         )
     altered = ("weight", "pos_weight", "label_smoothing")

@@ -182,7 +182,7 @@ class CateNormUNet(nn.Module):
         if not isinstance(norm, _BatchNorm | _InstanceNorm):
             raise UserError(
                 f"CateNorm needs batch or instance normalisation, but the planned network uses "
-                f"{type(norm).__name__}. Set norm_op in the plans."
+                f"{type(norm).__name__}. Change norm_op in the plans."
             )
         dim = len(block.conv.kernel_size)
         catenorm = CateNorm(

@@ -44,8 +44,8 @@ BUDGET_PER_VOXEL = 32
 
 
 FIRST_EDITION = (
-    "lacks the light head (head.seg_layers) that ConDSeg's decoder now adds to: it was made by the "
-    "first edition of nnunet_ext. Train anew, or use it with that edition."
+    "lacks the light head (head.seg_layers) that ConDSeg's decoder now adds to: it was made by "
+    "an older nnunet_ext. Train again, or use the nnunet_ext that made it."
 )
 
 

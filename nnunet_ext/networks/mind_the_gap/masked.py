@@ -165,10 +165,10 @@ class LocallyMaskedUNet(nn.Module):
         theirs = state_dict.get(first, ours)
         if theirs.shape != ours.shape:
             raise CheckpointError(
-                f"The mask of this checkpoint stands on features of {theirs.shape[1]} channels, "
-                f"here on those of {ours.shape[1]}. If an older nnunet_ext has made it, whose "
-                'default was another, set "mask_stride": 8 under "nnunet_ext", "mind_the_gap" in '
-                "the configuration of its plans.json."
+                f"The mask of this checkpoint works on features of {theirs.shape[1]} channels, "
+                f"that of the plans on {ours.shape[1]}. If an older nnunet_ext with another "
+                'default made the checkpoint, set "mask_stride": 8 under "nnunet_ext", '
+                '"mind_the_gap" in the configuration in its plans.json.'
             )
         return super().load_state_dict(state_dict, *args, **kwargs)
 
