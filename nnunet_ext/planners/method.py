@@ -150,8 +150,8 @@ class MethodPlanner(ExtensionPlanner):
         patch = np.array(plan["patch_size"])
         step = np.prod(plan["architecture"]["arch_kwargs"]["strides"], axis=0)
         small = (1 + step / patch) * share < 1
-        free = np.flatnonzero(small & (patch + step <= np.array(image)))
-        if not len(free):
+        free = np.flatnonzero(small & (patch + step <= np.array(image))).tolist()
+        if not free:
             return plan
         axis = min(free, key=lambda axis: patch[axis] / image[axis])
         patch[axis] += step[axis]
