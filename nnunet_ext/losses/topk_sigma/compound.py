@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from nnunet_ext._common.errors import UserError
 from nnunet_ext.losses.topk_sigma.envelope import Selected, TopKSigmaLoss, trimmed_share
-from nnunet_ext.losses.topk_sigma.noise import CaseRecord, contradictions
+from nnunet_ext.losses.topk_sigma.noise import CaseRecord
 
 DiceForm: TypeAlias = Literal["masked", "plain", "none"]
 Scales: TypeAlias = Tensor | Sequence[Tensor]
@@ -242,9 +242,10 @@ class TopKSigmaCompoundLoss(nn.Module):
 
     @torch.no_grad()
     def _unsuspicious(self, logits: Tensor, voxels: _Voxels, suspected: Tensor) -> Tensor:
-        """Valid voxels (B, *S) that do not contradict what is suspected of their image."""
+        """Valid voxels (B, *S) whose labels do not rest on a suspected case's word alone."""
+        assert self.record is not None
         probabilities, members = self._membership(logits, voxels)
-        wrong = contradictions(probabilities.flatten(2), members.flatten(2), suspected)
+        wrong = self.record.unsupported(probabilities.flatten(2), members.flatten(2), suspected)
         trusted = ~wrong.view_as(voxels.loss)
         return trusted if voxels.valid is None else trusted & voxels.valid
 

@@ -106,16 +106,35 @@ class CaseRecord:
             members: Whether the label of a voxel is the class, boolean, same shape.
             valid: Voxels that count (B, N), boolean; all without it.
         """
-        sums, numbers = self.total.own.unbind(1)
-        usual = (sums / numbers).nan_to_num(1.0).to(probabilities)[:, None]  # 1 if not seen yet
-        sure = probabilities >= CONFIDENT * usual
-        denied = probabilities <= (1 - CONFIDENT) * usual
+        sure, denied = self._word_on(probabilities)
         if valid is not None:
             sure, members = sure & valid[:, None], members & valid[:, None]
         judged = torch.stack([sure, members], 1).sum(-1)
         contradicted = torch.stack([sure & ~members, members & denied], 1).sum(-1)
         own = torch.stack([(probabilities * members).sum((0, 2)), members.sum((0, 2))], 1)
         self._seen.append((cases, torch.stack([judged, contradicted], -1), own))
+
+    def _word_on(self, probabilities: Tensor) -> tuple[Tensor, Tensor]:
+        """Where (B, K, N) the network surely sees a class, and where it surely does not."""
+        sums, numbers = self.total.own.unbind(1)
+        usual = (sums / numbers).nan_to_num(1.0).to(probabilities)[:, None]  # 1 if not seen yet
+        return probabilities >= CONFIDENT * usual, probabilities <= (1 - CONFIDENT) * usual
+
+    def unsupported(self, probabilities: Tensor, members: Tensor, suspected: Tensor) -> Tensor:
+        """Mark the voxels (B, N) whose labels rest on a suspected case's word alone.
+
+        These are the voxels without a class that is missing, unless the network surely does not
+        see it either, and those of a doubtful class, unless it surely does. Less would not do: a
+        network that learns from nearly as many wrong labels as right ones is seldom sure of either.
+
+        Args:
+            probabilities: Of each class (B, K, N).
+            members: Whether the label of a voxel is the class, boolean, same shape.
+            suspected: By kind and class (B, 2, K), boolean.
+        """
+        missing, doubtful = suspected[..., None].unbind(1)
+        sure, denied = self._word_on(probabilities)
+        return ((missing & ~denied & ~members) | (doubtful & ~sure & members)).any(1)
 
     def pop_seen(self) -> Seen:
         """Take what was counted since the last call, on the CPU."""
@@ -209,16 +228,3 @@ def stand_out(judged: Tensor, contradicted: Tensor) -> Tensor:
 def _add(total: dict[str, Tensor], counts: Iterable[tuple[str, Tensor]]) -> None:
     for case, count in counts:
         total[case] = total[case] + count if case in total else count
-
-
-def contradictions(probabilities: Tensor, members: Tensor, suspected: Tensor) -> Tensor:
-    """Mark the voxels (B, N) that contradict what is suspected of their image.
-
-    Args:
-        probabilities: Of each class (B, K, N).
-        members: Whether the label of a voxel is the class, boolean, same shape.
-        suspected: By kind and class (B, 2, K), boolean.
-    """
-    missing, doubtful = suspected[..., None].unbind(1)
-    likely = probabilities > 0.5
-    return ((missing & likely & ~members) | (doubtful & ~likely & members)).any(1)

@@ -7,12 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nnunet_ext.losses import CaseRecord
-from nnunet_ext.losses.topk_sigma.noise import (
-    MIN_CASES,
-    MIN_VOXELS,
-    contradictions,
-    stand_out,
-)
+from nnunet_ext.losses.topk_sigma.noise import MIN_CASES, MIN_VOXELS, stand_out
 
 IMAGES = 20
 VOXELS = 3_000
@@ -202,11 +197,22 @@ def test_the_order_of_cases_changes_nothing(order: list[int]) -> None:
     assert (stand_out(judged[order], contradicted[order]) == named[order]).all()
 
 
-def test_only_what_contradicts_a_suspicion_is_left_out() -> None:
-    probabilities = torch.tensor([[0.9, 0.1, 0.9, 0.1], [0.1, 0.9, 0.1, 0.9]]).expand(4, 2, 4)
-    labels = torch.tensor([0, 0, 1, 1])  # right, class 1 missing, class 1 doubtful, right
-    suspected = torch.zeros(4, 2, 2, dtype=torch.bool)
+@pytest.mark.parametrize(
+    ("seen", "left_out"),
+    [
+        # of class 1: where the network surely sees it, and where it surely does not
+        ([0.1, 0.9, 0.1, 0.9], [[0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 1, 1, 0]]),
+        # where it is not sure, a suspected label has no support either
+        ([0.5, 0.5, 0.5, 0.5], [[0, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [1, 1, 1, 1]]),
+    ],
+)
+def test_what_rests_on_a_suspected_label_alone_is_left_out(
+    seen: list[float], left_out: list[list[int]]
+) -> None:
+    probabilities = torch.tensor([[1 - p for p in seen], seen]).expand(4, 2, 4)
+    labels = torch.tensor([0, 0, 1, 1])
+    suspected = torch.zeros(4, 2, 2, dtype=torch.bool)  # nothing, class 1 missing, doubtful, both
     suspected[1, 0, 1] = suspected[2, 1, 1] = suspected[3, :, 1] = True
     is_member = torch.stack([labels == 0, labels == 1]).expand(4, 2, 4)
-    left_out = contradictions(probabilities, is_member, suspected)
-    assert left_out.int().tolist() == [[0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 1, 1, 0]]
+    found = CaseRecord(2).unsupported(probabilities, is_member, suspected)
+    assert found.int().tolist() == left_out
