@@ -253,9 +253,7 @@ def _left_out(evaluations: Sequence[Evaluation]) -> Iterator[str]:
     """What there is, but was not compared."""
     for each in evaluations:
         if without := sorted(each.found.predictions.keys() - set(each.found.scored)):
-            yield (
-                f"{each.folder}: {len(without)} cases without labels are left out: {some(without)}."
-            )
+            yield f"{each.folder}: cases without labels are left out: {some(without)}."
     for model in dict.fromkeys(each.model for each in evaluations):
         for path in sorted(model.glob("fold_[0-9]*")):
             if not (path / "validation" / SUMMARY).is_file():

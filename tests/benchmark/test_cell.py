@@ -136,7 +136,7 @@ def test_a_training_that_was_stopped_goes_on_when_asked_again(
     layout = make_layout()
     nnunet.stops = True
     assert run(layout, STOCK) == "failed"
-    assert "goes on" in layout.state(STOCK).reason
+    assert "to continue it" in layout.state(STOCK).reason
     nnunet.stops = False
     assert run(layout, STOCK) == "done"
     assert nnunet.trained_with[-1] == "--c"

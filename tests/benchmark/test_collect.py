@@ -137,7 +137,7 @@ def test_a_prediction_of_another_shape_is_named(layout: Layout) -> None:
 
 def test_another_baseline_must_be_an_arm(layout: Layout) -> None:
     assert collecting.gather(layout.root, "CateNorm")[0].baseline == "CateNorm"
-    with pytest.raises(UserError, match="there are: stock, CateNorm, first pass"):
+    with pytest.raises(UserError, match="There are: stock, CateNorm, first pass"):
         collecting.gather(layout.root, "other")
 
 

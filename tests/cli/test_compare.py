@@ -167,8 +167,8 @@ def test_predictions_without_labels_are_left_out_and_named(cli: Cli) -> None:
     Path("labelsTr", f"{CASES[2]}{ENDING}").unlink()
     outcome = cli("compare", "a=a", "b=b", "--labels", "labelsTr", "--out", "page")
     assert outcome.code == 0, outcome.err
-    assert f"1 without labels are left out: {CASES[2]}" in outcome.out
-    assert f"1 without labels are left out: {CASES[2]}" in Path("page/report.md").read_text()
+    assert f"cases without labels are left out: {CASES[2]}" in outcome.out
+    assert f"cases without labels are left out: {CASES[2]}" in Path("page/report.md").read_text()
 
 
 def test_pictures_are_shown_where_the_raw_data_set_is_here(
@@ -222,8 +222,8 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda folder: describe(folder, dataset_name="Dataset021_Other"),
         "Dataset021_Other",
     ),
-    "NaN": (lambda folder: change_summary(folder, float("nan")), "has Dice nan, but it is"),
-    "another Dice": (lambda folder: change_summary(folder, 0.5), "has Dice 0.5, but it is"),
+    "NaN": (lambda folder: change_summary(folder, float("nan")), "has Dice nan, but the files give"),
+    "another Dice": (lambda folder: change_summary(folder, 0.5), "has Dice 0.5, but the files give"),
     "a damaged summary": (
         lambda folder: (folder / "fold_1" / "validation" / "summary.json").write_text("{"),
         "is missing or damaged",
