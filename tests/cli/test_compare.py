@@ -222,8 +222,8 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda folder: describe(folder, dataset_name="Dataset021_Other"),
         "Dataset021_Other",
     ),
-    "NaN": (lambda folder: change_summary(folder, float("nan")), "has Dice nan, but the files give"),
-    "another Dice": (lambda folder: change_summary(folder, 0.5), "has Dice 0.5, but the files give"),
+    "NaN": (lambda folder: change_summary(folder, float("nan")), "Dice nan, but the files give"),
+    "another Dice": (lambda folder: change_summary(folder, 0.5), "Dice 0.5, but the files give"),
     "a damaged summary": (
         lambda folder: (folder / "fold_1" / "validation" / "summary.json").write_text("{"),
         "is missing or damaged",
