@@ -122,11 +122,11 @@ SHOWN = (
         *("full", "source only", "DA5", "MindTheGapTrainer"),
     ),
     Shown(
-        *("TopKSigmaTrainer", "a structure missing in 40 % of the labels"),
-        *("topk_sigma_hippocampus_missing", "auto", "stock", "", _TOPK),
+        *("TopKSigmaTrainer", "a structure missing in 48 % of the labels"),
+        *("topk_sigma_noise_omission", "auto", "stock", "", _TOPK),
     ),
     Shown(
-        *("TopKSigmaTrainer", "the same with clean labels", "topk_sigma_hippocampus_clean"),
+        *("TopKSigmaTrainer", "the same with clean labels", "topk_sigma_noise_clean"),
         *("auto", "stock", "", _TOPK),
     ),
 )
