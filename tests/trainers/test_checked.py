@@ -151,7 +151,7 @@ def test_weights_that_are_taken_are_told_from_those_that_are_drawn(
     trainer.initialize()
     load_pretrained_weights(trainer.network, str(tmp_path / "stock.pth"))
     trainer.run_training()
-    (said,) = [line for line in capsys.readouterr().out.splitlines() if "another network" in line]
+    (said,) = [line for line in capsys.readouterr().out.splitlines() if "Pretrained weights" in line]
     taken, _, left = said.partition(";")
     assert "decoder.stages" in taken
     assert "encoder.stages" in taken
@@ -163,7 +163,7 @@ def test_nothing_is_said_of_weights_that_are_all_drawn(
     make_world: MakeWorld, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_world(dim=2).trainer("ExtensionTrainer", {"num_epochs": 1}).run_training()
-    assert "another network" not in capsys.readouterr().out
+    assert "Pretrained weights" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", registry.TRAINERS)

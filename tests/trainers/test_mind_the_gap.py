@@ -476,7 +476,8 @@ def test_other_translations_than_those_of_the_checkpoint_are_announced(
         tiny.ready(continued)
         continued.load_checkpoint(str(checkpoint))
         continued.get_dataloaders()
-        warned = f"began with {Path(trainer.preprocessed_dataset_folder).parent.name}"
+        images = Path(trainer.preprocessed_dataset_folder).parent.name
+        warned = f"began with the translated images in {images}"
         assert (warned in capsys.readouterr().out) == changed
 
 

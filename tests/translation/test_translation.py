@@ -201,7 +201,7 @@ def test_crops_that_show_too_little_of_an_image_are_doubted(
     datasets = Phantoms(shape=(2, 40, 40)), Phantoms(inverted=True)
     quick = TranslatorSettings(translator_filters=2, translator_blocks=1, translator_crop=crop)
     TranslatorTraining(datasets, quick, tmp_path, CPU, lines.append)
-    assert any("raise translator_crop" in line for line in lines) == warned
+    assert any("raise mind_the_gap.translator_crop" in line for line in lines) == warned
 
 
 # ------------------------------------------------------------------------------------------- pool
