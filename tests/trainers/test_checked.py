@@ -151,7 +151,7 @@ def test_weights_that_are_taken_are_told_from_those_that_are_drawn(
     trainer.initialize()
     load_pretrained_weights(trainer.network, str(tmp_path / "stock.pth"))
     trainer.run_training()
-    (said,) = [line for line in capsys.readouterr().out.splitlines() if "Pretrained weights" in line]
+    (said,) = [line for line in capsys.readouterr().out.splitlines() if "Pretrained" in line]
     taken, _, left = said.partition(";")
     assert "decoder.stages" in taken
     assert "encoder.stages" in taken
