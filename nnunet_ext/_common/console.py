@@ -60,6 +60,11 @@ def some(names: Sequence[str]) -> str:
     return ", ".join(names[:EXAMPLES]) + (", ..." if len(names) > EXAMPLES else "")
 
 
+def plural(count: int, word: str) -> str:
+    """A count with its noun."""
+    return f"{count} {word}{'s' * (count != 1)}"
+
+
 def duration(seconds: float) -> str:
     """A time span as people read it, ``7 s``, ``4:05 min`` or ``2:10 h``; a dash for NaN."""
     if math.isnan(seconds):

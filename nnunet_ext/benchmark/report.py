@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from nnunet_ext import __version__
+from nnunet_ext._common.console import plural
 from nnunet_ext._common.errors import UserError
 from nnunet_ext._common.files import replacing, write_csv
 from nnunet_ext.benchmark import overlays, plots
@@ -23,7 +24,6 @@ from nnunet_ext.benchmark.tables import (
     evaluation_title,
     glance_table,
     number,
-    plural,
     rank_table,
 )
 from nnunet_ext.evaluation.metrics import DICE, METRICS

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from nnunet_ext._common.console import duration
+from nnunet_ext._common.console import duration, plural
 from nnunet_ext.benchmark.analysis import Analysis, samples, unit_name
 from nnunet_ext.benchmark.page import Cell, Table
 from nnunet_ext.benchmark.results import ALL_FOLDS, CLEAN, TEST
@@ -31,11 +31,6 @@ def number(value: float, decimals: int = DICE.decimals, signed: bool = False) ->
     if float(text) == 0:
         text = text.lstrip("+-")
     return text.replace("-", "\N{MINUS SIGN}")
-
-
-def plural(count: int, word: str) -> str:
-    """A count with its noun."""
-    return f"{count} {word}{'s' * (count != 1)}"
 
 
 def evaluation_title(evaluation: str) -> str:

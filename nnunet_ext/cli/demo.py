@@ -15,7 +15,7 @@ from rich.console import Console
 from typer import Option
 
 from nnunet_ext._common import pictures
-from nnunet_ext._common.console import resumable, say, show_table
+from nnunet_ext._common.console import plural, resumable, say, show_table
 from nnunet_ext._common.errors import UserError
 from nnunet_ext._common.files import replacing
 from nnunet_ext.benchmark import spec, synthetic
@@ -127,7 +127,7 @@ def publish(results: Results, folder: Path) -> None:
     groups = {f"all {len(dice)} cases": ranked}
     sites = scores["case"].str.extract("(site[A-Z])_")[0]  # of the synthetic cases
     for site, cases in scores["case"].groupby(sites).unique().items():
-        groups[f"{site}, {len(cases)} case{'s' * (len(cases) > 1)}"] = cases
+        groups[f"{site}, {plural(len(cases), 'case')}"] = cases
     groups[f"worst case, {ranked[-1]}"] = ranked[-1:]
     rows = [(name, *_figures(dice.loc[members].mean())) for name, members in groups.items()]
     (trainer,) = results.arms

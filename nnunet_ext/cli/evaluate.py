@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from nnunetv2 import configuration
 from typer import Argument, Option
 
-from nnunet_ext._common.console import say, say_json, show_table, some
+from nnunet_ext._common.console import plural, say, say_json, show_table, some
 from nnunet_ext._common.files import write_csv, write_json
 from nnunet_ext.cli.options import AsJson, Labels, LabelsOf, Out, Processes, SubjectPattern
 from nnunet_ext.evaluation import scoring
@@ -86,11 +86,10 @@ def command(
 def _say_more(summary: dict[str, Any], folder: Path) -> None:
     for key, what in LEFT.items():
         if names := summary[key]:
-            say(f"{len(names)} case{'s' * (len(names) > 1)} {what}: {some(names)}", "yellow")
+            say(f"{plural(len(names), 'case')} {what}: {some(names)}", "yellow")
     if summary["subjects"] < FEWEST_SUBJECTS:
         unit = "subject" if "by_subject" in summary else "case"
-        few = f"{summary['subjects']} {unit}{'s' * (summary['subjects'] > 1)}"
-        say(f"Only {few}: the intervals are rough.", "yellow")
+        say(f"Only {plural(summary['subjects'], unit)}: the intervals are rough.", "yellow")
     say(ABOUT_INTERVALS)
     for name in ("evaluation.csv", "evaluation.json"):
         say(f"Wrote {folder / name}")

@@ -23,7 +23,7 @@ class TopKSigmaSettings:
 
     sigma: Annotated[
         Annotated[float, Field(ge=0, lt=1)] | Literal["auto"],
-        Field(description='share of voxels left out, or "auto": what contradicts suspected labels'),
+        Field(description='share of voxels left out, or "auto": suspected labels that stand alone'),
     ] = "auto"
     top_fraction: Annotated[
         float | None,

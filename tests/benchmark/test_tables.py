@@ -9,11 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from nnunet_ext._common.console import plural
 from nnunet_ext.benchmark import analysis
 from nnunet_ext.benchmark.analysis import METRICS, Analysis, samples
 from nnunet_ext.benchmark.page import Cell, Table
 from nnunet_ext.benchmark.results import Results
-from nnunet_ext.benchmark.tables import Tables, arms_table, difference, number, plural
+from nnunet_ext.benchmark.tables import Tables, arms_table, difference, number
 from nnunet_ext.evaluation.statistics import difference as difference_of
 from nnunet_ext.evaluation.statistics import holm, mean_interval, ranks
 from tests.benchmark.synthetic_results import ARMS, make_results, without

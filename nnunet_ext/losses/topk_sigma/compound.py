@@ -63,8 +63,8 @@ class TopKSigmaCompoundLoss(nn.Module):
         images_per_rank: Largest batch of a process under DDP, where images of all ranks are
             ranked together; None if there is only this process.
         record: Keeps account of contradicted labels in training, if given, each label or region
-            being a class. Of the cases in :attr:`suspected`, the voxels that contradict what is
-            suspected are left out as well, whatever ``sigma`` is.
+            being a class. Of the cases in :attr:`suspected`, the voxels whose label rests on
+            the suspected word alone are left out as well, whatever ``sigma`` is.
 
     Raises:
         UserError: If ``stock`` is none of nnU-Net's two default losses.
